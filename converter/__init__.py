@@ -1,0 +1,1 @@
+"""Images become trees in a repository: layers, flattening, farm, wishlists, status."""

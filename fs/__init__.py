@@ -1,0 +1,1 @@
+"""The CernVM-FS repository: format, object stores, client and mount, publisher."""

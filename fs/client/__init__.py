@@ -1,0 +1,1 @@
+"""Reading a repository: trust, catalogs, cache, mount."""

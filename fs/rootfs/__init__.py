@@ -1,0 +1,1 @@
+"""Kernel-native root file systems made from a repository's trees."""

@@ -1,0 +1,1 @@
+"""Objects by name: the Protocols, one backend a module, one wrapper a module."""

@@ -1,0 +1,7 @@
+"""The room's commands. Imports are light: what is heavy is imported when its command runs."""
+
+import typer
+
+
+def register(app: typer.Typer) -> None:
+    """Add the room's commands to *app*."""

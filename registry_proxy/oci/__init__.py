@@ -1,0 +1,1 @@
+"""References, digests, manifests, challenges as pure functions and values."""

@@ -1,0 +1,1 @@
+"""containerd's remote snapshotter over a mounted repository."""

@@ -1,0 +1,56 @@
+"""Compression of objects: zlib streams (RFC 1950) or none.
+
+Any valid zlib stream is accepted for content, chunks, catalogs and histories, so a fast encoder (ISA-L) makes them.
+Certificates and metainfo must be classic zlib at level 6, because replicas compress them anew.
+Source: CernVM-FS 2.12, compression/compression.h; swissknife_pull.cc for the last fact.
+"""
+
+import zlib
+from enum import Enum
+
+from isal import isal_zlib
+
+from fs.errors import CorruptError, RefusedError
+
+FAST_LEVEL = 1
+
+
+class Compression(Enum):
+    """How an object is stored; the value is the number in bits 11 to 13 of an entry's flags."""
+
+    ZLIB = 0
+    NONE = 1
+
+
+def deflate(data: bytes | bytearray | memoryview, *, level: int = FAST_LEVEL) -> bytes:
+    """Compress *data* to a zlib stream with the fast encoder, level 0 to 3."""
+    return isal_zlib.compress(data, level=level)
+
+
+def deflate_classic(data: bytes) -> bytes:
+    """Compress *data* exactly as the reference implementation does (zlib, level 6)."""
+    return zlib.compress(data, 6)
+
+
+def inflate(stored: bytes | bytearray | memoryview, *, limit_bytes: int, name: str = "") -> bytes:
+    """Decompress a whole zlib stream.
+
+    Args:
+        stored: the stream, with nothing behind it.
+        limit_bytes: the largest result that is accepted.
+        name: what the error calls the object.
+
+    Raises:
+        CorruptError: it is not one whole stream.
+        RefusedError: the result is larger than *limit_bytes*.
+    """
+    decoder = isal_zlib.decompressobj()
+    try:
+        data = decoder.decompress(stored, limit_bytes + 1)
+    except isal_zlib.error as error:
+        raise CorruptError(name, f"not a zlib stream ({error})") from error
+    if len(data) > limit_bytes:
+        raise RefusedError(f"object {name} decompresses to more than {limit_bytes} bytes")
+    if not decoder.eof or decoder.unused_data:
+        raise CorruptError(name, "its zlib stream does not end where the object ends")
+    return data

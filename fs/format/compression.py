@@ -14,6 +14,8 @@ from fs.errors import CorruptError, RefusedError
 
 FAST_LEVEL = 1
 
+_IsalError: type[Exception] = isal_zlib.IsalError
+
 
 class Compression(Enum):
     """How an object is stored; the value is the number in bits 11 to 13 of an entry's flags."""
@@ -47,7 +49,7 @@ def inflate(stored: bytes | bytearray | memoryview, *, limit_bytes: int, name: s
     decoder = isal_zlib.decompressobj()
     try:
         data = decoder.decompress(stored, limit_bytes + 1)
-    except isal_zlib.error as error:
+    except _IsalError as error:
         raise CorruptError(name, f"not a zlib stream ({error})") from error
     if len(data) > limit_bytes:
         raise RefusedError(f"object {name} decompresses to more than {limit_bytes} bytes")

@@ -14,8 +14,6 @@ DIGEST_BYTES = 20
 """Every content hash of the format is cut to 160 bits."""
 
 
-
-
 class Algorithm(Enum):
     """A content hash; the value is the suffix of its text form."""
 
@@ -43,7 +41,7 @@ class Algorithm(Enum):
             case Algorithm.RMD160:
                 return hashlib.new("ripemd160", usedforsecurity=False)
             case Algorithm.SHAKE128:
-                return hashlib.shake_128(usedforsecurity=False)  # type: ignore[return-value]  # finish() knows
+                return hashlib.shake_128(usedforsecurity=False)
 
 
 _FLAG_ORDER = (Algorithm.SHA1, Algorithm.RMD160, Algorithm.SHAKE128)

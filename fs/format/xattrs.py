@@ -42,7 +42,7 @@ def encode_xattrs(attributes: Mapping[bytes, bytes]) -> bytes | None:
 
 
 def decode_xattrs(blob: bytes | None) -> dict[bytes, bytes]:
-    """Inverse of ``encode_xattrs``. A blob that is invalid in any way holds no attributes, as in the reference client."""
+    """Inverse of ``encode_xattrs``; an invalid blob holds no attributes, as in the reference client."""
     if blob is None or len(blob) < _HEADER or blob[0] != _VERSION:
         return {}
     attributes: dict[bytes, bytes] = {}

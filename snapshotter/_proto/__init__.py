@@ -1,0 +1,1 @@
+"""Messages and stubs of containerd's services, generated from ``protos/`` when the project is built."""

@@ -7,6 +7,7 @@ Source: CernVM-FS 2.12, compression/compression.h; swissknife_pull.cc for the la
 
 import zlib
 from enum import Enum
+from typing import cast
 
 from isal import isal_zlib
 
@@ -14,7 +15,7 @@ from fs.errors import CorruptError, RefusedError
 
 FAST_LEVEL = 1
 
-_IsalError: type[Exception] = isal_zlib.IsalError
+_IsalError = cast("type[Exception]", isal_zlib.error)  # the stubs call it an instance
 
 
 class Compression(Enum):

@@ -1,8 +1,8 @@
 r"""The signed envelope that manifest and whitelist share, and the two kinds of signature in it.
 
 ``<text>--\n<hash of text>\n<raw signature>``. A manifest is signed by the certificate's key as usual (PKCS#1 v1.5
-with a SHA-1 DigestInfo over the hash line); a whitelist by the master key with the hash line itself in the padding, without
-DigestInfo. Source: CernVM-FS 2.12, crypto/signature.cc, manifest_fetch.cc, whitelist.cc.
+with a SHA-1 DigestInfo over the hash line); a whitelist by the master key with the hash line itself in the padding,
+without DigestInfo. Source: CernVM-FS 2.12, crypto/signature.cc, manifest_fetch.cc, whitelist.cc.
 """
 
 from dataclasses import dataclass

@@ -32,11 +32,8 @@ class Registry:
 
     def requests(self) -> list[dict[str, object]]:
         """The access log: one record a request, with ``http.request.method``, ``.uri``, ``http.response.written``."""
-        records = []
-        for line in self.log.read_text(errors="replace").splitlines():
-            if line.startswith("{") and '"http.response.written"' in line:
-                records.append(json.loads(line))
-        return records
+        lines = self.log.read_text(errors="replace").splitlines()
+        return [json.loads(line) for line in lines if line.startswith("{") and '"http.response.written"' in line]
 
     def bytes_sent(self) -> int:
         """How many bytes of bodies it has answered so far."""

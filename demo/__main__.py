@@ -12,6 +12,7 @@ import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from demo.stack import (
@@ -59,76 +60,119 @@ def main() -> int:
     return 0
 
 
+@dataclass(frozen=True, slots=True)
+class Stack:
+    """What runs while the demo goes on, and where it is."""
+
+    folder: Path
+    image: str  # the reference, without scheme
+    layout: Path | None  # the image that is pushed; None for one in a public registry
+    origin: str  # URL of unpackd's listener
+    figures: dict[str, float]
+
+    @property
+    def mountpoint(self) -> Path:
+        """Where the repository is mounted."""
+        return self.folder / "mnt"
+
+    @property
+    def registry_log(self) -> Path:
+        """The access log of the local registry; absent for a public one."""
+        return self.folder / "registry.log"
+
+
 def demonstrate(image: str | None, layout: Path | None) -> dict[str, float]:
     """Run all steps in a folder that is removed afterwards; gives the figures by name."""
-    figures: dict[str, float] = {}
-    with ExitStack() as stack:
-        folder = Path(stack.enter_context(temporary_folder()))
+    source = None if image else (layout or demo_image())
+    with ExitStack() as blocks:
+        folder = Path(blocks.enter_context(temporary_folder()))
         port, registry_port = free_port(), free_port()
         origin = f"http://127.0.0.1:{port}"
-        source = None if image else (layout or demo_image())
-        registry_log = folder / "registry.log"
         if source:
-            stack.enter_context(registry(folder, registry_port, f"{origin}/hooks/distribution"))
-            image = f"127.0.0.1:{registry_port}/demo/science:1"
-        assert image is not None
-
-        step("starting unpackd up: repository, farm, origin, status page")
-        wishlist = folder / "wishlist.yaml"
-        wish = f"http://{image.rpartition(':')[0]}:*" if source else f"https://{image}"
-        wishlist.write_text(f"version: 1\nuser: demo\ncvmfs_repo: {REPOSITORY}\ninput:\n  - '{wish}'\n")
-        up_log = folder / "up.log"
-        command = [UNPACKD, "up", "--dir", folder / "up", "--name", REPOSITORY, "--wishlist", wishlist]
-        up = stack.enter_context(running([*command, "--listen", f"127.0.0.1:{port}"], up_log))
-        started(up, lambda: listens(port), "unpackd up", up_log)
-        say(f"    status page: {origin}/")
-
-        before = time.monotonic()
-        if source:
-            step(f"pushing the image to the registry: {image}")
-            run(["skopeo", "copy", "--quiet", "--dest-tls-verify=false", f"oci:{source}:1", f"docker://{image}"])
-            figures["push seconds"] = time.monotonic() - before
-            before = time.monotonic()
-        step("the farm converts it, told by the registry" if source else "the farm converts it, as the wishlist asks")
-        state = wait_for_image(origin, image, up_log)
-        figures["convert seconds"] = time.monotonic() - before
-        public_path = str(state["public_path"]).lstrip("/")
-        figures["bytes from the registry"] = bytes_answered(registry_log)
-
-        step("mounting the repository")
-        mountpoint = folder / "mnt"
-        mountpoint.mkdir()
-        before = time.monotonic()
-        stack.enter_context(mounted(mountpoint, f"{origin}/cvmfs/{REPOSITORY}", folder))
-        figures["mount seconds"] = time.monotonic() - before
-        root = mountpoint / public_path
-        say(f"    {public_path} -> {os.readlink(root)}")
-        say("    " + "  ".join(sorted(os.listdir(root))))
-
-        program = PROGRAM if (root / PROGRAM[1].lstrip("/")).exists() else PROGRAM_OF_ANY_IMAGE
-        step(f"chroot {public_path} {' '.join(program)}")
-        figures["chroot cold seconds"] = timed(lambda: say("    " + run(["chroot", root, *program]).strip()))
-        figures["chroot warm seconds"] = timed(lambda: run(["chroot", root, *program]))
-
-        step("containerd with the snapshotter: unpackd pull, ctr run")
-        snapshotter_socket = folder / "snapshotter" / "snapshotter.sock"
-        snapshotter_log = folder / "snapshotter.log"
-        command = [UNPACKD, "snapshotter", "--address", snapshotter_socket, "--root", folder / "snapshotter-root"]
-        snapshotter = stack.enter_context(running([*command, "--mountpoint", mountpoint], snapshotter_log))
-        started(snapshotter, snapshotter_socket.exists, "unpackd snapshotter", snapshotter_log)
-        socket_path = stack.enter_context(containerd(folder, snapshotter_socket))
-        sent = bytes_answered(registry_log)
-        figures["pull seconds"] = timed(lambda: run([UNPACKD, "pull", image, "--containerd", socket_path]))
-        figures["bytes from the registry for the pull"] = bytes_answered(registry_log) - sent
-        ctr = ["ctr", "--address", socket_path, "run", "--rm", "--snapshotter", "cvmfs-snapshotter", image]
-        figures["ctr run seconds"] = timed(lambda: say("    " + run([*ctr, "demo-1", *program]).strip()))
-        figures["ctr run again seconds"] = timed(lambda: run([*ctr, "demo-2", *program]))
-
+            blocks.enter_context(registry(folder, registry_port, f"{origin}/hooks/distribution"))
+        stack = Stack(folder, image or f"127.0.0.1:{registry_port}/demo/science:1", source, origin, {})
+        start_unpackd(stack, port, blocks)
+        root = convert(stack, blocks)
+        run_by_chroot(stack, root)
+        run_by_containerd(stack, root, blocks)
         step("counting")
-        figures |= content_figures(root, folder / "up", folder / "cache")
+        stack.figures.update(content_figures(root, folder / "up", folder / "cache"))
         if source:
-            figures["second push visible seconds"] = second_push(source, image, root)
-    return figures
+            stack.figures["second push visible seconds"] = second_push(source, stack.image, root)
+        return stack.figures
+
+
+def start_unpackd(stack: Stack, port: int, blocks: ExitStack) -> None:
+    """``unpackd up`` with a wishlist that asks for the image."""
+    step("starting unpackd up: repository, farm, origin, status page")
+    wishlist = stack.folder / "wishlist.yaml"
+    wish = f"http://{stack.image.rpartition(':')[0]}:*" if stack.layout else f"https://{stack.image}"
+    wishlist.write_text(f"version: 1\nuser: demo\ncvmfs_repo: {REPOSITORY}\ninput:\n  - '{wish}'\n")
+    log = stack.folder / "up.log"
+    command = [UNPACKD, "up", "--dir", stack.folder / "up", "--name", REPOSITORY, "--wishlist", wishlist]
+    process = blocks.enter_context(running([*command, "--listen", f"127.0.0.1:{port}"], log))
+    started(process, lambda: listens(port), "unpackd up", log)
+    say(f"    status page: {stack.origin}/")
+
+
+def convert(stack: Stack, blocks: ExitStack) -> Path:
+    """Push the image, wait for the farm, mount the repository; gives the image's path in the mount."""
+    figures = stack.figures
+    if stack.layout:
+        step(f"pushing the image to the registry: {stack.image}")
+        figures["push seconds"] = push(stack.layout, stack.image)
+    step("the farm converts it, told by the registry" if stack.layout else "the farm converts it, as the wish says")
+    before = time.monotonic()
+    state = wait_for_image(stack.origin, stack.image, stack.folder / "up.log")
+    figures["convert seconds"] = time.monotonic() - before
+    figures["bytes from the registry"] = bytes_answered(stack.registry_log)
+
+    step("mounting the repository")
+    stack.mountpoint.mkdir()
+    before = time.monotonic()
+    blocks.enter_context(mounted(stack))
+    figures["mount seconds"] = time.monotonic() - before
+    path = str(state["public_path"]).lstrip("/")
+    root = stack.mountpoint / path
+    say(f"    {path} -> {root.readlink()}")
+    say("    " + "  ".join(sorted(os.listdir(root))))
+    return root
+
+
+def run_by_chroot(stack: Stack, root: Path) -> None:
+    """A program from the mounted image, twice."""
+    program = program_of(root)
+    step(f"chroot {root.relative_to(stack.mountpoint)} {' '.join(program)}")
+    stack.figures["chroot cold seconds"] = timed(lambda: say("    " + run(["chroot", root, *program]).strip()))
+    stack.figures["chroot warm seconds"] = timed(lambda: run(["chroot", root, *program]))
+
+
+def run_by_containerd(stack: Stack, root: Path, blocks: ExitStack) -> None:
+    """Our snapshotter, containerd, a lazy pull, two containers."""
+    step("containerd with the snapshotter: unpackd pull, ctr run")
+    figures, folder, program = stack.figures, stack.folder, program_of(root)
+    plugin, log = folder / "snapshotter" / "snapshotter.sock", folder / "snapshotter.log"
+    command = [UNPACKD, "snapshotter", "--address", plugin, "--root", folder / "snapshotter-root"]
+    process = blocks.enter_context(running([*command, "--mountpoint", stack.mountpoint], log))
+    started(process, plugin.exists, "unpackd snapshotter", log)
+    address = blocks.enter_context(containerd(folder, plugin))
+    sent = bytes_answered(stack.registry_log)
+    figures["pull seconds"] = timed(lambda: run([UNPACKD, "pull", stack.image, "--containerd", address]))
+    figures["bytes from the registry for the pull"] = bytes_answered(stack.registry_log) - sent
+    ctr = ["ctr", "--address", address, "run", "--rm", "--snapshotter", "cvmfs-snapshotter", stack.image]
+    figures["ctr run seconds"] = timed(lambda: say("    " + run([*ctr, "demo-1", *program]).strip()))
+    figures["ctr run again seconds"] = timed(lambda: run([*ctr, "demo-2", *program]))
+
+
+def program_of(root: Path) -> tuple[str, ...]:
+    """What is run from the image: the demo's own program if it is there."""
+    return PROGRAM if (root / PROGRAM[1].lstrip("/")).exists() else PROGRAM_OF_ANY_IMAGE
+
+
+def push(layout: Path, reference: str) -> float:
+    """Copy the image into the local registry; gives the seconds."""
+    command = ["skopeo", "copy", "--quiet", "--dest-tls-verify=false", f"oci:{layout}:1", f"docker://{reference}"]
+    return timed(lambda: run(command))
 
 
 def second_push(source: Path, image: str, root: Path) -> float:
@@ -136,7 +180,7 @@ def second_push(source: Path, image: str, root: Path) -> float:
     step("pushing a second tag: it appears on the mounted client by itself")
     other = root.with_name(root.name.rpartition(":")[0] + ":2")
     reference = image.rpartition(":")[0] + ":2"
-    run(["skopeo", "copy", "--quiet", "--dest-tls-verify=false", f"oci:{source}:1", f"docker://{reference}"])
+    push(source, reference)
     return wait_until(lambda: os.path.lexists(other), f"{other.name} on the mounted client")
 
 
@@ -160,15 +204,16 @@ def wait_for_image(origin: str, image: str, log: Path) -> dict[str, object]:
 
 
 @contextmanager
-def mounted(mountpoint: Path, url: str, folder: Path) -> Iterator[None]:
-    """The repository mounted at *mountpoint*."""
-    key = folder / "up" / "keys" / f"{REPOSITORY}.pub"
-    run([UNPACKD, "mount", REPOSITORY, mountpoint, "--url", url, "--pubkey", key, "--cache", folder / "cache"])
+def mounted(stack: Stack) -> Iterator[None]:
+    """The repository at the mount point."""
+    key = stack.folder / "up" / "keys" / f"{REPOSITORY}.pub"
+    where = ["--url", f"{stack.origin}/cvmfs/{REPOSITORY}", "--pubkey", key, "--cache", stack.folder / "cache"]
+    run([UNPACKD, "mount", REPOSITORY, stack.mountpoint, *where])
     try:
         yield
     finally:
-        if answers(["mountpoint", "-q", mountpoint]):
-            run([UNPACKD, "umount", mountpoint])
+        if answers(["mountpoint", "-q", stack.mountpoint]):
+            run([UNPACKD, "umount", stack.mountpoint])
 
 
 def content_figures(root: Path, storage: Path, cache: Path) -> dict[str, float]:

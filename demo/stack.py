@@ -115,7 +115,7 @@ def bytes_answered(registry_log: Path) -> int:
 
 @contextmanager
 def containerd(folder: Path, snapshotter_socket: Path) -> Iterator[Path]:
-    """containerd with its state in *folder* and our snapshotter as a plugin; gives its socket."""
+    """Run containerd with its state in *folder* and our snapshotter as a plugin; gives its socket."""
     socket_path = folder / "containerd.sock"
     (folder / "containerd.toml").write_text(
         f"""version = 2

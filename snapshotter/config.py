@@ -1,0 +1,114 @@
+"""Settings of the snapshotter: flags, then ``UNPACKD_SNAPSHOTTER_…`` variables, then ``[snapshotter]`` of a file."""
+
+import re
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field, ValidationError, field_validator
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+
+from snapshotter.errors import ConfigurationError
+
+DEFAULT_FILE = Path("/etc/unpackd/config.toml")
+DEFAULT_NAME = "cvmfs-snapshotter"
+"""Name of the plugin in containerd's configuration: the one that nerdctl knows."""
+DEFAULT_ADDRESS = Path("/run/unpackd-snapshotter/unpackd-snapshotter.sock")
+DEFAULT_ROOT = Path("/var/lib/unpackd-snapshotter")
+_TABLE = "snapshotter"
+
+
+class SnapshotterSettings(BaseSettings):
+    """Everything that can be set."""
+
+    model_config = SettingsConfigDict(env_prefix="UNPACKD_SNAPSHOTTER_", extra="forbid", frozen=True)
+
+    mountpoint: Path = Field(description="Where the repository is mounted.")
+    address: Path = Field(DEFAULT_ADDRESS, description="Socket that containerd's proxy_plugins entry names.")
+    root: Path = Field(DEFAULT_ROOT, description="Directory for writable layers and the database.")
+    layer_timeout_s: float = Field(5.0, gt=0, le=60, description="Limit of one look at the repository.")
+    by_layer_digest: bool = Field(
+        default=True,
+        description="Serve layers by the label cri.layer-digest from a repository that has no ChainIDs.",
+    )
+
+    @field_validator("mountpoint", "address", "root")
+    @classmethod
+    def _absolute(cls, path: Path) -> Path:
+        """Paths are given to other processes, so they must not depend on the working directory."""
+        return path.absolute()
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Flags and the file come merged as arguments (see ``load_settings``); nothing else is read."""
+        del settings_cls, dotenv_settings, file_secret_settings
+        return (init_settings, env_settings)
+
+
+def load_settings(file: Path | None, flags: Mapping[str, Path | None]) -> SnapshotterSettings:
+    """Settings from *flags*, the environment and *file*, in this order.
+
+    Args:
+        file: None for the default file, which need not exist.
+        flags: what the command line says; None for what it does not say.
+
+    Raises:
+        ConfigurationError: a value is missing or wrong, the file cannot be read, or it has an unknown key.
+    """
+    given = {name: value for name, value in flags.items() if value is not None}
+    table = _table(file)
+    environment = SnapshotterSettings.model_config.get("env_prefix", "").lower()
+    values = {name: value for name, value in table.items() if not _is_in_environment(f"{environment}{name}")}
+    try:
+        return SnapshotterSettings(**{**values, **given})
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = ".".join(str(part) for part in first["loc"])
+        if first["type"] == "missing":
+            raise ConfigurationError(f"{name} is not set: give --{name} or {name} = … in [{_TABLE}]") from error
+        raise ConfigurationError(f"{name}: {first['msg']}") from error
+
+
+def _is_in_environment(name: str) -> bool:
+    import os  # noqa: PLC0415
+
+    return any(variable.lower() == name for variable in os.environ)
+
+
+def _table(file: Path | None) -> dict[str, Any]:
+    path = file or DEFAULT_FILE
+    try:
+        text = path.read_text(encoding="utf-8")
+        document = tomllib.loads(text)
+    except FileNotFoundError as error:
+        if file is None:
+            return {}
+        raise ConfigurationError(f"{path} does not exist") from error
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise ConfigurationError(f"{path}: {error}") from error
+    table = document.get(_TABLE, {})
+    if not isinstance(table, dict):
+        raise ConfigurationError(f"{path}: {_TABLE} is not a table")
+    for key in table:
+        if key not in SnapshotterSettings.model_fields:
+            raise ConfigurationError(f"{path}:{_line_of(text, key)}: unknown key {key!r} in [{_TABLE}]")
+    return table
+
+
+def _line_of(text: str, key: str) -> int:
+    """Number of the line on which *key* is set in the package's table; 0 if it is written in some other form."""
+    inside = False
+    for number, line in enumerate(text.splitlines(), start=1):
+        if line.lstrip().startswith("["):
+            inside = line.strip().strip("[]").strip() == _TABLE
+        elif inside and re.match(rf"""\s*["']?{re.escape(key)}["']?\s*[=.]""", line):
+            return number
+    return 0

@@ -1,0 +1,159 @@
+"""LayerFilesystem over a mounted repository, laid out as ``docs/format/layout.md`` says.
+
+Only plain file system calls are made, so any client may have mounted the repository. Each call runs in a worker
+thread with a time limit: a thread inside a hanging FUSE call cannot be ended, so it is left behind, and when too many
+are left behind calls fail at once until some come back.
+"""
+
+import errno
+import os
+import stat
+from collections.abc import Callable, Sequence
+from pathlib import Path, PurePath
+from typing import TypeVar, assert_never
+
+from snapshotter.errors import LayerUnavailableError
+from snapshotter.filesystem import FoundLayer
+from snapshotter.hanging import PatientThreads, ThreadsExhaustedError
+from snapshotter.labels import RootOwner, WantedLayer
+from snapshotter.snapshots import LayerSource, SourceKind, sha256_digits
+
+_T = TypeVar("_T")
+_ABSENT = (errno.ENOENT, errno.ENOTDIR)
+_PREFIX_LENGTH = 2
+_THREADS = 16
+
+
+class CvmfsLayers:
+    """Layers of the repository mounted at *mountpoint*.
+
+    Args:
+        mountpoint: where a client has mounted, or will mount, the repository; nothing is looked at here.
+        timeout_s: limit of one look at the repository.
+        by_layer_digest: serve layers by the label ``cri.layer-digest`` from a repository that has no ChainIDs.
+            containerd must have been told to set that label itself, else an image's author can.
+    """
+
+    def __init__(self, mountpoint: Path, *, timeout_s: float, by_layer_digest: bool) -> None:
+        self._mountpoint = mountpoint
+        self._timeout_s = timeout_s
+        self._by_layer_digest = by_layer_digest
+        self._threads = PatientThreads(limit=_THREADS, timeout_s=timeout_s)
+
+    async def find(self, wanted: WantedLayer) -> FoundLayer | None:
+        """See LayerFilesystem.find."""
+        return await self._timed(lambda: self._find(wanted), self._chain(wanted.chain_digits))
+
+    async def check(self, sources: Sequence[LayerSource]) -> tuple[RootOwner, ...]:
+        """See LayerFilesystem.check."""
+        if not sources:
+            return ()
+        return await self._timed(lambda: self._check(sources), self._mountpoint)
+
+    def path(self, source: LayerSource) -> PurePath:
+        """See LayerFilesystem.path."""
+        match source.kind:
+            case SourceKind.CHAIN_LAYER:
+                return self._chain(source.hex) / "layer"
+            case SourceKind.CHAIN_FLAT:
+                return self._chain(source.hex) / "flat"
+            case SourceKind.LAYER:
+                return self._mountpoint / ".layers" / source.hex[:_PREFIX_LENGTH] / source.hex / "layerfs"
+            case _:
+                assert_never(source.kind)
+
+    def _chain(self, digits: str) -> Path:
+        return self._chains() / digits[:_PREFIX_LENGTH] / digits
+
+    def _chains(self) -> Path:
+        return self._mountpoint / ".unpackd" / "chains"
+
+    def _find(self, wanted: WantedLayer) -> FoundLayer | None:
+        try:
+            return self._find_chain(wanted.chain_digits) or self._find_layer(wanted)
+        except OSError as error:
+            path = str(error.filename or self._mountpoint)
+            raise LayerUnavailableError(path, error.strerror or str(error)) from error
+
+    def _find_chain(self, digits: str) -> FoundLayer | None:
+        chain = self._chain(digits)
+        if not _present(chain):
+            return None
+        parent = _parent_of(chain)
+        for kind in (SourceKind.CHAIN_FLAT, SourceKind.CHAIN_LAYER):
+            source = LayerSource(kind, digits)
+            if self._readable(source) is not None:
+                return FoundLayer(source=source, parent_chain_id=parent)
+        return None
+
+    def _find_layer(self, wanted: WantedLayer) -> FoundLayer | None:
+        if not self._by_layer_digest or wanted.layer_digits is None or _present(self._chains()):
+            return None
+        source = LayerSource(SourceKind.LAYER, wanted.layer_digits)
+        if self._readable(source) is None:
+            return None
+        return FoundLayer(source=source, parent_chain_id=None, parent_known=False)
+
+    def _check(self, sources: Sequence[LayerSource]) -> tuple[RootOwner, ...]:
+        owners: list[RootOwner] = []
+        for source in sources:
+            path = str(self.path(source))
+            try:
+                owner = self._readable(source)
+            except OSError as error:
+                raise LayerUnavailableError(path, error.strerror or str(error)) from error
+            if owner is None:
+                raise LayerUnavailableError(path, "it is not there")
+            owners.append(owner)
+        return tuple(owners)
+
+    def _readable(self, source: LayerSource) -> RootOwner | None:
+        """Owner of the layer's root directory if that can be listed, None if there is no such directory."""
+        path = self.path(source)
+        try:
+            real = Path(os.path.realpath(path, strict=True))
+            status = real.stat()
+            if not stat.S_ISDIR(status.st_mode) or not real.is_relative_to(os.path.realpath(self._mountpoint)):
+                return None
+            with os.scandir(real) as entries:
+                next(entries, None)  # reads the catalog that the directory is in
+        except OSError as error:
+            if error.errno in _ABSENT:
+                return None
+            raise
+        return RootOwner(uid=status.st_uid, gid=status.st_gid)
+
+    async def _timed(self, look: Callable[[], _T], path: Path) -> _T:
+        """Result of *look*; *path* is named if none comes in time."""
+        try:
+            return await self._threads.run(look)
+        except ThreadsExhaustedError as error:
+            raise LayerUnavailableError(str(path), "earlier calls still hang") from error
+        except TimeoutError as error:
+            raise LayerUnavailableError(str(path), f"no answer within {self._timeout_s:g} s") from error
+
+
+def _parent_of(chain: Path) -> str | None:
+    """ChainID that the entry *chain* names as its parent; None for the first layer of a chain.
+
+    A parent that is not written as a ChainID raises OSError: the entry is not one of ours.
+    """
+    try:
+        target = (chain / "parent").readlink()
+    except FileNotFoundError:
+        return None
+    parent = f"sha256:{target.name}"
+    if sha256_digits(parent) is None:
+        raise OSError(errno.EUCLEAN, "the entry's parent is not a ChainID", str(chain))
+    return parent
+
+
+def _present(path: Path) -> bool:
+    """True if *path* is there; raises OSError if that cannot be told."""
+    try:
+        path.lstat()
+    except OSError as error:
+        if error.errno in _ABSENT:
+            return False
+        raise
+    return True

@@ -1,0 +1,44 @@
+"""LayerFilesystem: where the content of remote snapshots comes from."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import PurePath
+from typing import Protocol
+
+from snapshotter.labels import RootOwner, WantedLayer
+from snapshotter.snapshots import LayerSource
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FoundLayer:
+    """A layer that is complete and readable now."""
+
+    source: LayerSource
+    parent_chain_id: str | None
+    """ChainID of the layer below; None for the first layer of a chain."""
+    parent_known: bool = True
+    """False if the repository does not say what the layer stands on."""
+
+
+class LayerFilesystem(Protocol):
+    """Finds layers and says where they are. Every call ends within the implementation's time limit."""
+
+    async def find(self, wanted: WantedLayer) -> FoundLayer | None:
+        """The layer if it can be served now; None if it is not there.
+
+        Raises:
+            LayerUnavailableError: it is not known whether it is there: no answer, no answer in time, or a read error.
+        """
+        ...
+
+    async def check(self, sources: Sequence[LayerSource]) -> tuple[RootOwner, ...]:
+        """Look at every layer; gives the owner of each one's root directory.
+
+        Raises:
+            LayerUnavailableError: one of them cannot be read now.
+        """
+        ...
+
+    def path(self, source: LayerSource) -> PurePath:
+        """Directory of a layer. Looks at nothing."""
+        ...

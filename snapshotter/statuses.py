@@ -1,0 +1,32 @@
+"""Errors as gRPC statuses: the whole table.
+
+containerd maps the codes to its own error classes; the text is shown to users.
+"""
+
+import grpc
+
+from snapshotter.errors import (
+    HasChildrenError,
+    InvalidRequestError,
+    LayerUnavailableError,
+    SnapshotExistsError,
+    SnapshotNotFoundError,
+    SnapshotterError,
+    TargetAvailableError,
+    WrongKindError,
+)
+
+_CODES: tuple[tuple[type[SnapshotterError], grpc.StatusCode], ...] = (
+    (SnapshotNotFoundError, grpc.StatusCode.NOT_FOUND),
+    (SnapshotExistsError, grpc.StatusCode.ALREADY_EXISTS),
+    (TargetAvailableError, grpc.StatusCode.ALREADY_EXISTS),
+    (WrongKindError, grpc.StatusCode.FAILED_PRECONDITION),
+    (HasChildrenError, grpc.StatusCode.FAILED_PRECONDITION),
+    (InvalidRequestError, grpc.StatusCode.INVALID_ARGUMENT),
+    (LayerUnavailableError, grpc.StatusCode.UNAVAILABLE),
+)
+
+
+def status_of(error: SnapshotterError) -> grpc.StatusCode:
+    """The status code that tells *error* to containerd; INTERNAL for what is wrong on this side."""
+    return next((code for kind, code in _CODES if isinstance(error, kind)), grpc.StatusCode.INTERNAL)

@@ -5,12 +5,17 @@ from typing import Annotated
 
 import typer
 
-from fs.runtime.output import command_errors
+from fs.runtime.exits import Exit
+from fs.runtime.output import command_errors, print_json
+
+_CONTAINERD = Path("/run/containerd/containerd.sock")
+_PLUGIN = "cvmfs-snapshotter"  # the name that nerdctl knows
 
 
 def register(app: typer.Typer) -> None:
     """Add the room's commands to *app*."""
     app.command("snapshotter")(run_snapshotter)
+    app.command()(doctor)
 
 
 def run_snapshotter(
@@ -36,3 +41,35 @@ def run_snapshotter(
         settings = load_settings(config, {"address": address, "root": root, "mountpoint": mountpoint})
         configure_logging()
         anyio.run(serve, settings)
+
+
+def doctor(
+    containerd: Annotated[Path, typer.Option(help="Socket of containerd.")] = _CONTAINERD,
+    snapshotter: Annotated[str, typer.Option(help="Name of the plugin in containerd's configuration.")] = _PLUGIN,
+    mountpoint: Annotated[Path | None, typer.Option(help="Repository to look at, where it is mounted.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")] = False,
+) -> None:
+    """Try what works on this machine, and say what to do about the rest. Exit 1 if something is broken.
+
+    Example: unpackd doctor --mountpoint /cvmfs/unpacked.example.org
+    """
+    import dataclasses
+
+    import anyio
+
+    from snapshotter.doctor import Verdict, examine
+
+    async def look() -> None:
+        checks = await examine(containerd=containerd, plugin=snapshotter, mountpoint=mountpoint)
+        if as_json:
+            print_json({"checks": [dataclasses.asdict(check) for check in checks]})
+        else:
+            for check in checks:
+                typer.echo(f"{check.verdict:8} {check.name}: {check.found}")
+                if check.advice:
+                    typer.echo(f"{'':8} → {check.advice}")
+        if any(check.verdict is Verdict.BROKEN for check in checks):
+            raise typer.Exit(Exit.FAILED)
+
+    with command_errors(as_json=as_json):
+        anyio.run(look)

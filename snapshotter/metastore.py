@@ -18,7 +18,8 @@ from snapshotter.snapshots import Info, Kind, LayerSource, Snapshot, Usage
 
 _VERSION = 1
 _BUSY_TIMEOUT_S = 10
-_SCHEMA = """
+_SCHEMA = (
+    """
 CREATE TABLE snapshot (
     number INTEGER PRIMARY KEY AUTOINCREMENT,  -- never given twice: it names the snapshot's directory
     name TEXT NOT NULL UNIQUE,
@@ -31,10 +32,11 @@ CREATE TABLE snapshot (
     source TEXT,           -- where in the repository; NULL: the snapshot's own directory
     size_bytes INTEGER,    -- NULL: not measured
     inodes INTEGER
-) STRICT;
-CREATE INDEX snapshot_by_parent ON snapshot (parent);
-CREATE INDEX snapshot_by_reference ON snapshot (reference) WHERE reference IS NOT NULL;
-"""
+) STRICT
+""",
+    "CREATE INDEX snapshot_by_parent ON snapshot (parent)",
+    "CREATE INDEX snapshot_by_reference ON snapshot (reference) WHERE reference IS NOT NULL",
+)
 _SELECT = """
 SELECT child.number, child.name, coalesce(above.name, ''), child.kind, child.created_ns, child.updated_ns,
        child.labels, child.source, child.size_bytes, child.inodes
@@ -205,7 +207,7 @@ class Metastore:
         version: int = self._writer.execute("PRAGMA user_version").fetchone()[0]
         if version == 0:
             with _transaction(self._writer, "IMMEDIATE"):
-                for statement in _SCHEMA.split(";"):
+                for statement in _SCHEMA:
                     self._writer.execute(statement)
                 self._writer.execute(f"PRAGMA user_version = {_VERSION}")
         elif version != _VERSION:

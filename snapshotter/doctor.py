@@ -1,0 +1,208 @@
+"""What works on this machine, tried rather than guessed, and what to do about the rest."""
+
+import os
+import platform
+import re
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+
+from google.protobuf.empty_pb2 import Empty
+
+from snapshotter._proto import introspection_pb2
+from snapshotter.containerd import CALL_TIMEOUT_S, connected
+from snapshotter.errors import SnapshotterError
+
+_TIMEOUT_S = 20.0
+_SNAPSHOTTER_TYPE = "io.containerd.snapshotter.v1"
+_METADATA_ONLY_KERNEL = (6, 5)
+_OLDEST_CONTAINERD = (1, 6)
+_MOUNT_SCRIPT = 'mount -t overlay overlay -o "$1" "$2" && ls "$2"'
+
+
+class Verdict(StrEnum):
+    """How a check ended."""
+
+    OK = "ok"
+    LIMITED = "limited"
+    """Something is slower or missing that not everybody needs."""
+    BROKEN = "broken"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Check:
+    """One thing that was tried."""
+
+    name: str
+    verdict: Verdict
+    found: str
+    advice: str = ""
+
+
+async def examine(*, containerd: Path, plugin: str, mountpoint: Path | None) -> tuple[Check, ...]:
+    """Every check, in the order in which a reader wants them."""
+    checks = [check() for check in (_kernel, _fuse_device, _fusermount, _overlay, _data_only_lower_layers)]
+    checks += await _containerd(containerd, plugin)
+    if mountpoint is not None:
+        checks.append(_repository(mountpoint))
+    return tuple(checks)
+
+
+def _kernel() -> Check:
+    release = platform.release()
+    if _version(release) >= _METADATA_ONLY_KERNEL:
+        return Check(name="kernel", verdict=Verdict.OK, found=release)
+    return Check(
+        name="kernel",
+        verdict=Verdict.LIMITED,
+        found=release,
+        advice="from Linux 6.5 on root file systems can be mounted from metadata alone, which is faster",
+    )
+
+
+def _fuse_device() -> Check:
+    try:
+        os.close(os.open("/dev/fuse", os.O_RDWR))
+    except OSError as error:
+        return Check(
+            name="/dev/fuse",
+            verdict=Verdict.BROKEN,
+            found=error.strerror or str(error),
+            advice="load the module (modprobe fuse), or give the device to this container",
+        )
+    return Check(name="/dev/fuse", verdict=Verdict.OK, found="can be opened")
+
+
+def _fusermount() -> Check:
+    program = shutil.which("fusermount3")
+    if program is None:
+        return Check(
+            name="fusermount3",
+            verdict=Verdict.LIMITED if os.geteuid() == 0 else Verdict.BROKEN,
+            found="not installed",
+            advice="apt-get install fuse3, or the like; only root can mount without it",
+        )
+    done = _ran([program, "--version"])
+    return Check(name="fusermount3", verdict=Verdict.OK, found=done.stdout.strip() or program)
+
+
+def _overlay() -> Check:
+    """An ordinary overlay, mounted in a mount namespace of its own so that nothing can be left."""
+
+    def options(folder: Path) -> str:
+        _made(folder, "lower", "upper", "work")
+        return f"lowerdir={folder}/lower,upperdir={folder}/upper,workdir={folder}/work"
+
+    reason = _tried(options)
+    if reason is None:
+        return Check(name="overlay", verdict=Verdict.OK, found="mounted one over a temporary directory")
+    return Check(
+        name="overlay",
+        verdict=Verdict.BROKEN if os.geteuid() == 0 else Verdict.LIMITED,
+        found=reason,
+        advice="containers need it: run as root, load the module (modprobe overlay), and keep the snapshotter's"
+        " directory on a file system that is no overlay itself",
+    )
+
+
+def _data_only_lower_layers() -> Check:
+    def options(folder: Path) -> str:
+        _made(folder, "lower", "data")
+        return f"lowerdir={folder}/lower::{folder}/data,metacopy=on,redirect_dir=on"
+
+    reason = _tried(options)
+    if reason is None:
+        return Check(name="data-only layers", verdict=Verdict.OK, found="overlay takes them")
+    return Check(
+        name="data-only layers",
+        verdict=Verdict.LIMITED,
+        found=reason,
+        advice="containers start from the FUSE tree instead, which works and is slower",
+    )
+
+
+async def _containerd(address: Path, plugin: str) -> list[Check]:
+    try:
+        async with connected(address) as containerd:
+            async with containerd.errors("asking for its version"):
+                reply = await containerd.version.Version(Empty(), timeout=CALL_TIMEOUT_S)
+            async with containerd.errors("asking for its plugins"):
+                request = introspection_pb2.PluginsRequest(filters=[f"type=={_SNAPSHOTTER_TYPE},id=={plugin}"])
+                plugins = (await containerd.introspection.Plugins(request, timeout=CALL_TIMEOUT_S)).plugins
+    except SnapshotterError as error:
+        advice = "start it, or name its socket with --containerd; only paths in the mount work without it"
+        return [Check(name="containerd", verdict=Verdict.LIMITED, found=str(error), advice=advice)]
+    old = _version(reply.version) < _OLDEST_CONTAINERD
+    first = Check(
+        name="containerd",
+        verdict=Verdict.BROKEN if old else Verdict.OK,
+        found=reply.version,
+        advice="1.6 or newer is needed" if old else "",
+    )
+    return [first, _plugin(plugin, plugins)]
+
+
+def _plugin(name: str, plugins: Sequence[introspection_pb2.Plugin]) -> Check:
+    if not plugins:
+        return Check(
+            name=f"plugin {name}",
+            verdict=Verdict.LIMITED,
+            found="containerd does not know it",
+            advice=f"add [proxy_plugins.{name}] with type and address to containerd's config.toml and restart it",
+        )
+    failure = plugins[0].init_err
+    if failure.message:
+        return Check(
+            name=f"plugin {name}",
+            verdict=Verdict.BROKEN,
+            found=failure.message,
+            advice="containerd's log says more",
+        )
+    return Check(name=f"plugin {name}", verdict=Verdict.OK, found="known to containerd")
+
+
+def _repository(mountpoint: Path) -> Check:
+    """Look at the repository in a process of its own: a hanging mount must not take this one with it."""
+    done = _ran(["ls", f"{mountpoint}/.unpackd/chains"])
+    if done.returncode == 0:
+        return Check(name=f"repository {mountpoint}", verdict=Verdict.OK, found="has images")
+    return Check(
+        name=f"repository {mountpoint}",
+        verdict=Verdict.LIMITED,
+        found=done.stderr.strip(),
+        advice="mount it with unpackd mount, and convert an image into it",
+    )
+
+
+def _tried(options: Callable[[Path], str]) -> str | None:
+    """Mount an overlay in a mount namespace of its own; None if it worked, else why not."""
+    with tempfile.TemporaryDirectory(prefix="unpackd-doctor.") as name:
+        folder = Path(name)
+        target = folder / "mnt"
+        target.mkdir()
+        done = _ran(["unshare", "--mount", "sh", "-c", _MOUNT_SCRIPT, "sh", options(folder), str(target)])
+    return None if done.returncode == 0 else done.stderr.strip().splitlines()[0] if done.stderr else "refused"
+
+
+def _made(folder: Path, *names: str) -> None:
+    for name in names:
+        (folder / name).mkdir()
+
+
+def _ran(command: Sequence[str]) -> subprocess.CompletedProcess[str]:
+    """Run a program with a time limit; one that is missing or hangs gives a status like any other failure."""
+    try:
+        return subprocess.run(command, check=False, capture_output=True, text=True, timeout=_TIMEOUT_S)
+    except FileNotFoundError:
+        return subprocess.CompletedProcess(command, 127, "", f"{command[0]} is not installed")
+    except subprocess.TimeoutExpired:
+        return subprocess.CompletedProcess(command, 124, "", f"no answer within {_TIMEOUT_S:g} s")
+
+
+def _version(text: str) -> tuple[int, ...]:
+    """The first two numbers of a version."""
+    return tuple(int(number) for number in re.findall(r"\d+", text)[:2])

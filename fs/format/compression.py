@@ -6,6 +6,7 @@ Source: CernVM-FS 2.12, compression/compression.h; swissknife_pull.cc for the la
 """
 
 import zlib
+from collections.abc import Iterator
 from enum import Enum
 from typing import cast
 
@@ -57,3 +58,43 @@ def inflate(stored: bytes | bytearray | memoryview, *, limit_bytes: int, name: s
     if not decoder.eof or decoder.unused_data:
         raise CorruptError(name, "its zlib stream does not end where the object ends")
     return data
+
+
+class Inflater:
+    """Decompresses a zlib stream piece by piece, in bounded memory.
+
+    Args:
+        name: what the errors call the object.
+        piece_bytes: the largest piece that is given back at once.
+    """
+
+    def __init__(self, name: str = "", *, piece_bytes: int = 1 << 20) -> None:
+        self._name = name
+        self._piece_bytes = piece_bytes
+        self._decoder = isal_zlib.decompressobj()
+
+    def feed(self, stored: bytes | bytearray | memoryview) -> Iterator[bytes]:
+        """What the stream gives after *stored*, its next bytes. To be read to the end before the next call.
+
+        Raises:
+            CorruptError: it is not a zlib stream, or something follows its end.
+        """
+        is_full = False  # a full piece may leave more inside the decoder than the input that is left says
+        while stored or is_full:
+            if self._decoder.eof:
+                if stored:
+                    raise CorruptError(self._name, "something follows the end of its zlib stream")
+                return
+            try:
+                piece = self._decoder.decompress(stored, self._piece_bytes)
+            except _IsalError as error:
+                raise CorruptError(self._name, f"not a zlib stream ({error})") from error
+            if piece:
+                yield piece
+            is_full = len(piece) == self._piece_bytes
+            stored = self._decoder.unconsumed_tail or self._decoder.unused_data
+
+    def finish(self) -> None:
+        """Check that the stream is whole. Raises CorruptError."""
+        if not self._decoder.eof:
+            raise CorruptError(self._name, "its zlib stream is cut")

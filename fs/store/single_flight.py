@@ -1,0 +1,49 @@
+"""One piece of work for many who want its result at the same time."""
+
+from collections.abc import Awaitable, Callable, Hashable
+from dataclasses import dataclass, field
+from typing import Generic, TypeVar
+
+import anyio
+
+T = TypeVar("T")
+K = TypeVar("K", bound=Hashable)
+
+
+@dataclass(slots=True, eq=False)
+class _Flight(Generic[T]):
+    landed: anyio.Event = field(default_factory=anyio.Event)
+    results: list[T] = field(default_factory=list)
+    error: Exception | None = None
+
+
+class SingleFlight(Generic[K, T]):
+    """The first who asks for a key does the work; those who ask meanwhile wait for its result or its error.
+
+    If the first is cancelled, one of the waiting starts anew: nobody's cancellation is another's failure. All methods
+    belong to one event loop; nothing is shared across an await but the table, which is changed between awaits only.
+    """
+
+    def __init__(self) -> None:
+        self._flights: dict[K, _Flight[T]] = {}
+
+    async def run(self, key: K, work: Callable[[], Awaitable[T]]) -> T:
+        """The result of *work*, which must be the same whoever asks for *key*."""
+        while (flight := self._flights.get(key)) is not None:
+            await flight.landed.wait()
+            if flight.error is not None:
+                raise flight.error
+            if flight.results:
+                return flight.results[0]
+        flight = self._flights[key] = _Flight()
+        try:
+            result = await work()
+        except Exception as error:
+            flight.error = error
+            raise
+        else:
+            flight.results.append(result)
+            return result
+        finally:
+            del self._flights[key]
+            flight.landed.set()

@@ -43,9 +43,9 @@ layer "Debian $SUITE"
 
 cp /etc/resolv.conf "$ROOTFS/etc/resolv.conf"
 in_rootfs 'export DEBIAN_FRONTEND=noninteractive
-  apt-get -qq update && apt-get -qq install -y --no-install-recommends python3 python3-numpy' \
+  apt-get -qq update && apt-get -qq install -y --no-install-recommends python3 python3-numpy python3-sympy python3-pip' \
   > "$FOLDER/apt.log" 2>&1 || { tail -n 5 "$FOLDER/apt.log" >&2; exit 1; }
-layer "Python with NumPy"
+layer "Python with NumPy and SymPy"
 
 rm -rf "$ROOTFS"/var/lib/apt/lists/* "$ROOTFS"/var/cache/apt/*.bin "$ROOTFS/usr/share/man" "$ROOTFS/etc/resolv.conf"
 rm -rf "$ROOTFS/usr/share/doc" && mkdir "$ROOTFS/usr/share/doc"

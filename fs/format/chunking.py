@@ -1,0 +1,75 @@
+"""Content-defined chunking: where a large file is cut so that equal parts of different files become equal chunks.
+
+A rolling value x is formed over the file: ``x = (x << 1 ^ byte) mod 2^32``. So a byte acts for 32 steps, and x at
+position i depends on the bytes i-31 to i only: all values can be computed at once, five times shifting and combining,
+without a loop over bytes. The file is cut before byte i where x is close to 0x7FFFFFFF.
+Source: CernVM-FS 2.12, ingestion/chunk_detector.cc and .h.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from fs.errors import RefusedError
+
+_WINDOW = 32
+_CENTRE = 0x7FFFFFFF
+_ODD_CUT = 0xFFFFFFFF  # |-2^31| overflows in the reference and counts as small
+_Values = np.ndarray[tuple[int], np.dtype[np.uint32]]
+_STEP = 1 << 17  # positions examined at once; the arrays stay in the processor's cache
+
+
+@dataclass(frozen=True, slots=True)
+class ChunkSizes:
+    """Bounds of a chunk's size in bytes; the defaults are the reference server's."""
+
+    least: int = 4 << 20
+    average: int = 8 << 20
+    most: int = 16 << 20
+
+    def __post_init__(self) -> None:
+        if not _WINDOW <= self.least <= self.average <= self.most:
+            raise RefusedError(f"chunk sizes must ascend and be at least {_WINDOW} bytes: {self}")
+
+    @property
+    def threshold(self) -> int:
+        """How close x must come for a cut."""
+        return 0xFFFFFFFF // self.average
+
+
+DEFAULT_SIZES = ChunkSizes()
+
+
+def next_cut(rest: bytes | bytearray | memoryview, sizes: ChunkSizes) -> int:
+    """Length of the next chunk.
+
+    Args:
+        rest: the bytes from the last cut on: at least ``sizes.most`` of them, or all that are left of the file.
+        sizes: the bounds.
+
+    Returns:
+        How many bytes of *rest* are the next chunk; all of them if there is no cut before their end.
+    """
+    end = min(len(rest), sizes.most)
+    if end <= sizes.least:
+        return end
+    octets = np.frombuffer(rest, dtype=np.uint8, count=end)
+    radius = max(sizes.threshold - 1, 0)
+    lowest = np.uint32(_CENTRE - radius)
+    for start in range(sizes.least, end, _STEP):
+        stop = min(start + _STEP, end)
+        values = _rolling_values(octets[start - (_WINDOW - 1) : stop])
+        is_cut = ((values - lowest) <= np.uint32(2 * radius)) | (values == np.uint32(_ODD_CUT))
+        position = int(is_cut.argmax())
+        if is_cut[position]:
+            return start + position
+    return end
+
+
+def _rolling_values(octets: "np.ndarray[tuple[int], np.dtype[np.uint8]]") -> "_Values":
+    """The value at every position that has 31 bytes before it."""
+    values = octets.astype(np.uint32)
+    for shift in (1, 2, 4, 8, 16):
+        # values[i] covers `shift` bytes up to i; together with the `shift` bytes before them it covers twice as many
+        values = values[shift:] ^ (values[:-shift] << np.uint32(shift))
+    return values

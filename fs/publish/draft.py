@@ -1,0 +1,214 @@
+"""One catalog that is being changed: a copy in memory with its counters, until it is stored as a new version."""
+
+import sqlite3
+from collections.abc import Mapping
+from dataclasses import replace
+
+from fs.format.catalog import (
+    COUNTER_NAMES,
+    INSERT_CHUNK,
+    INSERT_ENTRY,
+    LINKS_SCHEMA,
+    Catalog,
+    Entry,
+    Flag,
+    NestedReference,
+    connect_bytes,
+    count_entry,
+    entry_row,
+)
+from fs.format.hashes import Hash
+from fs.format.paths import ROOT, path_key
+from fs.format.tree import Content
+from fs.publish.catalogs import INSERT_NESTED, StoredCatalog, marker_row, new_catalog, write_counters, write_properties
+
+_UPDATE = (
+    "UPDATE catalog SET hardlinks=?, hash=?, size=?, mode=?, mtime=?, mtimens=?, flags=?, symlink=CAST(? AS TEXT),"
+    " uid=?, gid=?, xattr=? WHERE md5path_1=? AND md5path_2=?"
+)
+_BY_KEY = "WHERE md5path_1=? AND md5path_2=?"
+_TEXTS = {"name", "symlink"}  # whatever their encoding, they travel as bytes
+_MOST_FREE = 0.2  # of pages; Source: CernVM-FS 2.12, catalog_rw.cc
+_MOST_WASTE = 0.25  # of row numbers, which become inode numbers; same source
+
+
+class Draft:
+    """A catalog to be changed. Counters always agree with the rows; ``subtree`` with what is stored below."""
+
+    def __init__(self, connection: sqlite3.Connection, mountpoint: bytes, parent: "Draft | None") -> None:
+        self._db = connection
+        self.catalog = Catalog(connection, mountpoint)
+        self.mountpoint = mountpoint
+        self.parent = parent
+        counters = self.catalog.counters()
+        self.own = dict(counters.own)
+        self.subtree = dict(counters.subtree)
+        self.total_above = counters.total
+        """What the catalog above believes to be the total of this one."""
+        self.is_changed = False
+
+    @classmethod
+    def of_stored(cls, database: bytes, mountpoint: bytes, parent: "Draft | None") -> "Draft":
+        """A copy of the stored catalog with the bytes *database*. Raises CatalogError."""
+        connection = connect_bytes(database)
+        connection.execute("PRAGMA query_only=OFF")
+        connection.execute("BEGIN")
+        return cls(connection, mountpoint, parent)
+
+    @classmethod
+    def empty(cls, mountpoint: bytes, root: Entry, parent: "Draft | None", marker: Content) -> "Draft":
+        """A new catalog with a root entry and, unless it is the root of the repository, its marker."""
+        connection = new_catalog(mountpoint)
+        connection.text_factory = bytes
+        zero = dict.fromkeys(COUNTER_NAMES, 0)
+        write_counters(connection, zero, zero)
+        connection.execute("BEGIN")
+        draft = cls(connection, mountpoint, parent)
+        draft.insert(mountpoint, replace(root, flags=Flag.NESTED_ROOT if mountpoint != ROOT else Flag(0)))
+        if mountpoint != ROOT:
+            connection.execute(INSERT_ENTRY, marker_row(mountpoint, root.uid, root.gid, root.mtime_ns, marker))
+            draft.own["regular"] += 1
+        return draft
+
+    def lookup(self, path: bytes) -> Entry | None:
+        """The entry of *path* in this catalog."""
+        return self.catalog.lookup(path)
+
+    def children(self, path: bytes) -> list[tuple[bytes, Entry]]:
+        """What the directory at *path* holds, as far as it is in this catalog, with full paths."""
+        return [(path + b"/" + entry.name, entry) for entry in self.catalog.listing(path)]
+
+    def insert(self, path: bytes, entry: Entry, content: Content | None = None) -> None:
+        """Add a row that is not there yet."""
+        chunks = content.chunks if content is not None else ()
+        self._db.execute(INSERT_ENTRY, entry_row(path, entry))
+        key = path_key(path)
+        self._db.executemany(INSERT_CHUNK, [(*key, part.offset, part.size, part.hash.digest) for part in chunks])
+        count_entry(self.own, entry, chunks=len(chunks))
+        self.is_changed = True
+
+    def update(self, path: bytes, before: Entry, after: Entry) -> None:
+        """Change the row of *path* without giving it a new row number. Not for chunked files."""
+        count_entry(self.own, before, sign=-1)
+        count_entry(self.own, after)
+        row = entry_row(path, after)
+        self._db.execute(_UPDATE, (*row[4:11], row[12], *row[13:], *row[:2]))
+        self.is_changed = True
+
+    def delete(self, path: bytes, entry: Entry) -> None:
+        """Remove the row of *path*, its chunks and its part in hard links."""
+        key = path_key(path)
+        chunks = self._db.execute(f"DELETE FROM chunks {_BY_KEY}", key).rowcount  # noqa: S608
+        self._db.execute(f"DELETE FROM catalog {_BY_KEY}", key)  # noqa: S608  # constants of ours, as above
+        count_entry(self.own, entry, chunks=chunks, sign=-1)
+        if entry.link_group < 0:
+            self._leave_links(key, -entry.link_group)
+        self.is_changed = True
+
+    def relink(self, path: bytes, group: int, linkcount: int) -> None:
+        """Change the hard link group of the row of *path*; 0 is none."""
+        key = path_key(path)
+        self._db.execute(f"UPDATE catalog SET hardlinks=? {_BY_KEY}", (group << 32 | linkcount, *key))  # noqa: S608
+
+    def close(self) -> None:
+        """Forget the changes."""
+        self._db.close()
+
+    def _leave_links(self, key: tuple[int, int], group: int) -> None:
+        self._db.execute(f"DELETE FROM unpackd_links {_BY_KEY}", key)  # noqa: S608
+        self._db.execute("UPDATE unpackd_links SET linkcount = linkcount - 1 WHERE link_group = ?", (group,))
+
+    def attach(self, reference: NestedReference, total: Mapping[str, int]) -> None:
+        """Add the row of a nested catalog whose counters are *total*; its mount point is a row of its own."""
+        self.register(reference.path, StoredCatalog(reference.hash, reference.size))
+        self.own["nested"] += 1
+        for name in COUNTER_NAMES:
+            self.subtree[name] += total[name]
+
+    def detach(self, path: bytes, total: Mapping[str, int]) -> None:
+        """Remove the row of the nested catalog at *path*, of which this catalog counted *total*."""
+        self._db.execute("DELETE FROM nested_catalogs WHERE path = CAST(? AS TEXT)", (path,))
+        self.own["nested"] -= 1
+        for name in COUNTER_NAMES:
+            self.subtree[name] -= total[name]
+        self.is_changed = True
+
+    def register(self, path: bytes, stored: StoredCatalog) -> None:
+        """Say which version of the nested catalog at *path* is current."""
+        self._db.execute(INSERT_NESTED, (path, str(stored.hash), stored.size))
+        self.is_changed = True
+
+    def adopt_total(self, child: "Draft") -> None:
+        """Count what has changed in *child* since it was counted last."""
+        total = child.total
+        for name in COUNTER_NAMES:
+            self.subtree[name] += total[name] - child.total_above[name]
+        child.total_above = total
+
+    @property
+    def total(self) -> dict[str, int]:
+        """Own plus subtree."""
+        return {name: self.own[name] + self.subtree[name] for name in COUNTER_NAMES}
+
+    def nested_at(self, path: bytes) -> NestedReference | None:
+        """The nested catalog or bind mount point at exactly *path*."""
+        for table, is_bind in (("nested_catalogs", False), ("bind_mountpoints", True)):
+            row = self._db.execute(
+                f"SELECT sha1, size FROM {table} WHERE path = CAST(? AS TEXT)",  # noqa: S608  # names of ours
+                (path,),
+            ).fetchone()
+            if row is not None:
+                return NestedReference(path, Hash.parse(bytes(row[0]).decode("ascii", "replace")), row[1] or 0, is_bind)
+        return None
+
+    def move(self, path: bytes, entry: Entry, target: "Draft") -> None:
+        """Move one row, with its chunks and links, to another catalog."""
+        key = path_key(path)
+        chunks = self._copy_rows("chunks", key, target)
+        self._copy_rows("catalog", key, target)
+        if self._has_links():
+            if not target._has_links():  # noqa: SLF001  # another of this class
+                target._db.execute(LINKS_SCHEMA)  # noqa: SLF001
+            self._copy_rows("unpackd_links", key, target)
+        count_entry(self.own, entry, chunks=chunks, sign=-1)
+        count_entry(target.own, entry, chunks=chunks)
+        self.is_changed = target.is_changed = True
+
+    def _copy_rows(self, table: str, key: tuple[int, int], target: "Draft") -> int:
+        """Move the rows of *key*; gives their number. Columns go by name: old catalogs have another order."""
+        columns = [bytes(row[1]).decode("ascii") for row in self._db.execute(f"PRAGMA table_info({table})")]
+        chosen = ", ".join(f"CAST({name} AS BLOB)" if name in _TEXTS else name for name in columns)
+        rows = self._db.execute(f"SELECT {chosen} FROM {table} {_BY_KEY}", key).fetchall()  # noqa: S608
+        values = ", ".join("CAST(? AS TEXT)" if name in _TEXTS else "?" for name in columns)
+        statement = f"INSERT INTO {table} ({', '.join(columns)}) VALUES ({values})"  # noqa: S608
+        target._db.executemany(statement, rows)  # noqa: SLF001  # another of this class
+        self._db.execute(f"DELETE FROM {table} {_BY_KEY}", key)  # noqa: S608  # columns and tables are the schema's
+        return len(rows)
+
+    def _has_links(self) -> bool:
+        found = self._db.execute("SELECT 1 FROM sqlite_schema WHERE name = 'unpackd_links'").fetchone()
+        return found is not None
+
+    def finish(self, *, revision: int, last_modified_unix_s: int, previous: Hash | None, ttl_s: int | None) -> bytes:
+        """The bytes of the new version; the draft is not used afterwards."""
+        write_counters(self._db, self.own, self.subtree)
+        write_properties(self._db, revision=revision, last_modified_unix_s=last_modified_unix_s, previous=previous)
+        if ttl_s is not None:
+            self._db.execute("INSERT OR REPLACE INTO properties VALUES ('TTL', ?)", (str(ttl_s),))
+        self._compact()
+        database = self._db.serialize()
+        self._db.close()
+        return database
+
+    def _compact(self) -> None:
+        entries, highest = self._db.execute("SELECT count(*), max(rowid) FROM catalog").fetchone()
+        is_wasteful = highest is not None and 1 - entries / highest > _MOST_WASTE
+        if is_wasteful:
+            self._db.execute("CREATE TEMP TABLE dense AS SELECT * FROM main.catalog ORDER BY rowid")
+            self._db.execute("DELETE FROM main.catalog")
+            self._db.execute("INSERT INTO main.catalog SELECT * FROM temp.dense ORDER BY rowid")
+            self._db.execute("DROP TABLE temp.dense")
+        self._db.execute("COMMIT")
+        free, pages = (self._db.execute(f"PRAGMA {name}").fetchone()[0] for name in ("freelist_count", "page_count"))
+        if is_wasteful or free > pages * _MOST_FREE:
+            self._db.execute("VACUUM")

@@ -1,0 +1,208 @@
+"""File contents become objects: hash, compress, cut into chunks, store once.
+
+An object's name is the hash of its *compressed* bytes, so deduplication by name would depend on the encoder. The writer
+therefore keeps an index from the plain content to the object that holds it; a hit also saves the compression. The index
+may be lost or stale: an object is only referred to after it was seen in the store with its length.
+"""
+
+import hashlib
+import sqlite3
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from fs.errors import FsError, RefusedError
+from fs.format.chunking import DEFAULT_SIZES, ChunkSizes, next_cut
+from fs.format.compression import FAST_LEVEL, Compression, deflate
+from fs.format.hashes import Algorithm, Hash, Suffix
+from fs.format.tree import Chunk, Content
+from fs.store.base import Buffer, ObjectWriter, Store
+
+EMPTY_OBJECT = bytes.fromhex("789c030000000001")
+"""The zlib stream of no bytes, the same in every repository. Source: CernVM-FS 2.12, catalog_balancer_impl.h."""
+
+_REMEMBERED_AT_ONCE = 512
+_READ_BYTES = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Codec:
+    """How contents are stored."""
+
+    algorithm: Algorithm = Algorithm.SHA1
+    compression: Compression = Compression.ZLIB
+    level: int = FAST_LEVEL
+    chunk_sizes: ChunkSizes = DEFAULT_SIZES
+
+
+@dataclass(frozen=True, slots=True)
+class _Stored:
+    """Where a plain content was stored."""
+
+    hash: Hash
+    stored_bytes: int
+
+
+class DedupIndex:
+    """Plain content (SHA-256, kind, compression) to the object that holds it. Thread-safe; processes may share it.
+
+    SHA-256 and not the format's SHA-1: two contents made to collide must not become one file.
+    """
+
+    def __init__(self, path: Path | None) -> None:
+        """Open or make the database at *path*; None keeps the index in memory."""
+        self._lock = threading.Lock()
+        self._pending: dict[bytes, tuple[bytes, str, int]] = {}
+        self._db = sqlite3.connect(path or ":memory:", timeout=30, isolation_level=None, check_same_thread=False)
+        self._db.execute("PRAGMA journal_mode=WAL")
+        self._db.execute("PRAGMA synchronous=OFF")  # what a power cut costs here is compressed anew
+        self._db.execute(
+            "CREATE TABLE IF NOT EXISTS contents"
+            " (key BLOB PRIMARY KEY, hash BLOB, algorithm TEXT, stored_bytes INTEGER) WITHOUT ROWID"
+        )
+
+    def find(self, key: bytes) -> _Stored | None:
+        """Where the content called *key* is said to be."""
+        with self._lock:
+            row = (
+                self._pending.get(key)
+                or self._db.execute(
+                    "SELECT hash, algorithm, stored_bytes FROM contents WHERE key = ?", (key,)
+                ).fetchone()
+            )
+        return None if row is None else _Stored(Hash(row[0], Algorithm(row[1])), row[2])
+
+    def remember(self, key: bytes, stored: _Stored) -> None:
+        """Record where the content called *key* is; written in batches."""
+        with self._lock:
+            self._pending[key] = (stored.hash.digest, stored.hash.algorithm.value, stored.stored_bytes)
+            if len(self._pending) >= _REMEMBERED_AT_ONCE:
+                self._write()
+
+    def flush(self) -> None:
+        """Write what is remembered, so that other processes find it."""
+        with self._lock:
+            self._write()
+
+    def _write(self) -> None:
+        rows = [(key, *value) for key, value in self._pending.items()]
+        self._db.execute("BEGIN IMMEDIATE")
+        self._db.executemany("INSERT OR REPLACE INTO contents VALUES (?, ?, ?, ?)", rows)
+        self._db.execute("COMMIT")
+        self._pending.clear()
+
+    def close(self) -> None:
+        """Write what is remembered and close the database."""
+        self.flush()
+        self._db.close()
+
+
+class Ingester:
+    """Adds file contents to a store. Thread-safe; one a process is enough.
+
+    A call needs at most about three times ``chunk_sizes.most`` of memory, however large the file is.
+    """
+
+    def __init__(self, store: Store, index: DedupIndex, codec: Codec | None = None) -> None:
+        self._store = store
+        self._index = index
+        self.codec = codec or Codec()
+
+    def add_bytes(self, data: Buffer) -> Content:
+        """Store a whole file; large ones are chunked as ``add_stream`` does."""
+        if len(data) > self.codec.chunk_sizes.least:
+            position = 0
+            view = memoryview(data)
+
+            def read(count: int) -> bytes:
+                nonlocal position
+                part = bytes(view[position : position + count])
+                position += len(part)
+                return part
+
+            return self.add_stream(read, len(data))
+        return self._whole(data)
+
+    def add_stream(self, read: Callable[[int], bytes], size: int) -> Content:
+        """Store a file of exactly *size* bytes that *read* gives piece by piece.
+
+        Args:
+            read: gives up to that many bytes, fewer at will, none only at the end.
+            size: how many bytes are read, no more and no fewer.
+
+        Raises:
+            FsError: *read* ends before *size* bytes.
+        """
+        sizes = self.codec.chunk_sizes
+        rest = bytearray()
+        remaining = size
+        offset = 0
+        chunks: list[Chunk] = []
+        while True:
+            remaining -= _fill(rest, read, min(sizes.most - len(rest), remaining))
+            length = next_cut(rest, sizes)
+            if not chunks and length == size:
+                return self._whole(rest)
+            with memoryview(rest) as view, view[:length] as part:
+                chunks.append(Chunk(offset, length, self._object(part, Suffix.CHUNK)))
+            del rest[:length]
+            offset += length
+            if offset == size:
+                return Content(size, None, tuple(chunks), self.codec.compression)
+
+    def flush(self) -> None:
+        """Let other processes know what was stored."""
+        self._index.flush()
+
+    def _whole(self, data: Buffer) -> Content:
+        if not data:
+            return self.empty()
+        return Content(len(data), self._object(data, Suffix.PLAIN), (), self.codec.compression)
+
+    def empty(self) -> Content:
+        """The content of no bytes: one object that all repositories share, compressed whatever the codec."""
+        return store_empty(self._store, self.codec.algorithm)
+
+    def _object(self, data: Buffer, suffix: Suffix) -> Hash:
+        codec = self.codec
+        key = hashlib.sha256(data).digest() + f"{codec.compression.value}{codec.algorithm.value}{suffix.value}".encode()
+        known = self._index.find(key)
+        if known is not None and self._store.has(known.hash, suffix, stored_bytes=known.stored_bytes):
+            return known.hash
+        stored = deflate(data, level=codec.level) if codec.compression is Compression.ZLIB else data
+        name = Hash.of(stored, codec.algorithm)
+        self._store.put(name, suffix, stored)
+        self._index.remember(key, _Stored(name, len(stored)))
+        return name
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._index.flush()
+
+
+def store_empty(writer: ObjectWriter, algorithm: Algorithm) -> Content:
+    """Put the object of no bytes into a store."""
+    name = Hash.of(EMPTY_OBJECT, algorithm)
+    writer.put(name, Suffix.PLAIN, EMPTY_OBJECT)
+    return Content(0, name)
+
+
+def _fill(rest: bytearray, read: Callable[[int], bytes], count: int) -> int:
+    """Append *count* bytes of *read* to *rest*; gives *count*."""
+    missing = count
+    while missing:
+        part = read(min(missing, _READ_BYTES))
+        if not part:
+            raise FsError(f"a file ended {missing} bytes before its stated size")
+        if len(part) > missing:
+            raise RefusedError("a file gave more bytes than it was asked for")
+        rest += part
+        missing -= len(part)
+    return count

@@ -1,0 +1,63 @@
+"""What a commit can do to a repository's tree. Paths are canonical and absolute: ``b"/a/b"``."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from fs.format.tree import Content
+from fs.publish.catalogs import Subtree
+
+
+@dataclass(frozen=True, slots=True)
+class Graft:
+    """Hang a prepared subtree into the tree; what was at its path goes."""
+
+    path: bytes
+    subtree: Subtree
+
+
+@dataclass(frozen=True, slots=True)
+class PutFile:
+    """Make or replace a regular file whose content is stored already."""
+
+    path: bytes
+    content: Content
+    mode: int = 0o644  # permission bits
+    uid: int = 0
+    gid: int = 0
+    mtime_ns: int | None = None  # None: the time of the commit, which does not count as a change
+    xattrs: Mapping[bytes, bytes] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class PutSymlink:
+    """Make or replace a symbolic link; the target is kept verbatim."""
+
+    path: bytes
+    target: bytes
+    uid: int = 0
+    gid: int = 0
+    mtime_ns: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class MakeDirectory:
+    """Make a directory, and those above it, unless it is there.
+
+    With *nested*, a catalog begins at it; one that is there already gets a catalog of its own.
+    """
+
+    path: bytes
+    nested: bool = False
+    mode: int = 0o755  # permission bits
+    uid: int = 0
+    gid: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Remove:
+    """Remove what is at the path, with everything below; nothing there is no mistake."""
+
+    path: bytes
+
+
+Operation = Graft | PutFile | PutSymlink | MakeDirectory | Remove

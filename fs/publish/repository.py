@@ -1,0 +1,433 @@
+"""The writer's view of one repository: ingest, prepare, commit, read."""
+
+import json
+import re
+import sqlite3
+import threading
+import time
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+from fs.errors import AbsentError, RefusedError
+from fs.format.catalog import DEFAULT_TTL_S, DIRECTORY_SIZE, Entry, connect_bytes
+from fs.format.compression import deflate, deflate_classic, inflate
+from fs.format.hashes import Algorithm, Hash, Suffix
+from fs.format.history import MAGIC_TAGS, TRUNK, TRUNK_PREVIOUS, History, Tag, check_tag_name, create_history
+from fs.format.manifest import MAX_MANIFEST_BYTES, Manifest
+from fs.format.paths import ROOT
+from fs.format.reflog import ReferenceType, add_references, create_reflog
+from fs.format.signature import SignedText, sign_raw, sign_with_digest
+from fs.format.tree import Content, Node
+from fs.format.whitelist import MAX_WHITELIST_BYTES, Whitelist
+from fs.publish.catalogs import CatalogOptions, StoredCatalog, Subtree, publish_tree, store_catalog
+from fs.publish.draft import Draft
+from fs.publish.ingest import Codec, DedupIndex, Ingester, store_empty
+from fs.publish.keys import Keys, create_keys, load_keys
+from fs.publish.lock import exclusive
+from fs.publish.operations import Operation
+from fs.publish.transaction import Base, Transaction, apply_all
+from fs.publish.view import CatalogCache, View
+from fs.store.base import Store
+from fs.store.local import LocalStore
+
+MANIFEST = ".cvmfspublished"
+WHITELIST = ".cvmfswhitelist"
+REFLOG = ".cvmfsreflog"
+MASTER_REPLICA = ".cvmfs_master_replica"
+
+WHITELIST_LIFETIME = timedelta(days=30)
+DEFAULT_TIMEOUT_S = 60.0
+MAX_HISTORY_BYTES = 1 << 28
+MAX_REFLOG_BYTES = 1 << 30
+
+_NAME = re.compile(r"[A-Za-z0-9._-]{1,60}")
+_ROOT_MODE = 0o040755
+
+
+@dataclass(frozen=True, slots=True)
+class Commit:
+    """What came of a commit."""
+
+    revision: int
+    root_hash: Hash
+    changed: bool  # False: there was nothing to do, and this is the revision that was there
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """How a repository is written; nothing of it has to be the same at each commit."""
+
+    codec: Codec = field(default_factory=Codec)
+    catalogs: CatalogOptions = field(default_factory=CatalogOptions)
+    ttl_s: int | None = None  # None: as it was
+    clock: Callable[[], float] = time.time  # Unix seconds
+
+
+class Repository:
+    """One repository in a store, with the right to publish. Thread-safe."""
+
+    def __init__(
+        self,
+        name: str,
+        store: Store,
+        keys: Keys,
+        *,
+        private: Path,
+        settings: Settings | None = None,
+    ) -> None:
+        """Put together what ``open`` and ``create`` make.
+
+        Args:
+            name: fully qualified repository name.
+            store: where everything goes.
+            keys: what is signed with.
+            private: a directory of the writer, for the lock and the index of contents.
+            settings: how it is written.
+        """
+        self.name = name
+        self._store = store
+        self._keys = keys
+        self._private = private
+        self._settings = settings or Settings()
+        self._clock = self._settings.clock
+        self._cache = CatalogCache(store)
+        self._guard = threading.Lock()
+        self._ingester: Ingester | None = None
+        self._view: View | None = None
+
+    @classmethod
+    def create(
+        cls, name: str, storage: str, keys: Path, *, settings: Settings | None = None, durable: bool = True
+    ) -> "Repository":
+        """Make a new repository: directories, keys that are missing, whitelist, first revision.
+
+        Raises:
+            RefusedError: the name or the storage will not do, or there is a repository already.
+        """
+        if not _NAME.fullmatch(name):
+            raise RefusedError(f"{name!r} cannot name a repository: up to 60 of letters, digits and . _ - can")
+        store = _local(storage, durable=durable)
+        if (store.root / MANIFEST).exists():
+            raise RefusedError(f"there is a repository in {store.root} already")
+        store.prepare()
+        now = datetime.now(UTC)
+        made = cls(name, store, create_keys(keys, name, now), private=store.private, settings=settings)
+        with made._locked(DEFAULT_TIMEOUT_S):
+            made._publish_first()
+        return made
+
+    @classmethod
+    def open(
+        cls, name: str, storage: str, keys: Path, *, settings: Settings | None = None, durable: bool = True
+    ) -> "Repository":
+        """The repository *name* in *storage*, with the keys in directory *keys*.
+
+        Raises:
+            AbsentError: there is no repository, or a key is missing.
+            RefusedError: it has another name, or others may read a key.
+        """
+        store = _local(storage, durable=durable)
+        manifest = read_manifest(store)
+        if manifest.name != name:
+            raise RefusedError(f"the repository in {store.root} is {manifest.name}, not {name}")
+        store.prepare()
+        return cls(name, store, load_keys(keys, name), private=store.private, settings=settings)
+
+    @property
+    def revision(self) -> int:
+        """Number of the newest revision."""
+        return read_manifest(self._store).revision
+
+    @property
+    def manifest(self) -> Manifest:
+        """The newest manifest."""
+        return read_manifest(self._store)
+
+    def ingester(self) -> Ingester:
+        """Adds contents; the same one at each call."""
+        with self._guard:
+            if self._ingester is None:
+                algorithm = read_manifest(self._store).root_catalog.algorithm
+                codec = replace(self._settings.codec, algorithm=algorithm)
+                self._ingester = Ingester(self._store, DedupIndex(self._private / "contents.db"), codec)
+            return self._ingester
+
+    def prepare_subtree(self, path: bytes, root: Node) -> Subtree:
+        """Build and store the catalogs of the tree *root* for *path*; takes no lock, changes nothing that is visible.
+
+        Raises:
+            RefusedError: the tree holds something that the format cannot.
+        """
+        algorithm = read_manifest(self._store).root_catalog.algorithm
+        options = replace(self._settings.catalogs, algorithm=algorithm)
+        return publish_tree(path, root, self._store, options)
+
+    def commit(
+        self,
+        operations: Sequence[Operation],
+        *,
+        timeout_s: float = DEFAULT_TIMEOUT_S,
+        tag: str | None = None,
+        description: str = "",
+    ) -> Commit:
+        """Apply *operations* in their order to the newest revision and publish the result, all or nothing.
+
+        Args:
+            operations: what to do.
+            timeout_s: how long to wait for another writer.
+            tag: a name for the new revision.
+            description: of the tag.
+
+        Raises:
+            LockedError: another writer held the lock all the time.
+            RefusedError: an operation makes no sense for what is there; nothing was changed.
+        """
+        if tag is not None:
+            check_tag_name(tag)
+        if self._ingester is not None:
+            self._ingester.flush()
+        with self._locked(timeout_s):
+            return self._commit(operations, tag, description)
+
+    def _commit(self, operations: Sequence[Operation], tag: str | None, description: str) -> Commit:
+        manifest = read_manifest(self._store)
+        now_ns = self._now_ns(manifest)
+        now_s = now_ns // 1_000_000_000
+        base = Base(StoredCatalog(manifest.root_catalog, manifest.catalog_size), manifest.revision)
+        empty = self._empty(manifest.root_catalog.algorithm)
+        transaction = Transaction(base, fetch=self._cache.fetch, now_ns=now_ns, empty=empty)
+        try:
+            apply_all(transaction, operations)
+            ttl_s = self._settings.ttl_s or manifest.ttl_s
+            if not transaction.is_changed and tag is None and ttl_s == manifest.ttl_s:
+                return Commit(manifest.revision, manifest.root_catalog, changed=False)
+            revision = manifest.revision + 1
+            root = transaction.seal(self._keep, revision=revision, last_modified_unix_s=now_s, ttl_s=ttl_s)
+        finally:
+            transaction.close()
+        tags = [_tag(TRUNK, root, revision, now_s)]
+        if tag is not None:
+            tags.append(replace(tags[0], name=tag, description=description))
+        self._publish(
+            replace(
+                manifest,
+                root_catalog=root.hash,
+                catalog_size=root.size,
+                ttl_s=ttl_s,
+                revision=revision,
+                published_unix_s=now_s,
+            ),
+            tags,
+        )
+        return Commit(revision, root.hash, changed=True)
+
+    def view(self) -> View:
+        """A reader of the newest revision; cheap to ask for again and again."""
+        manifest = read_manifest(self._store)
+        with self._guard:
+            if self._view is None or self._view.root_catalog != manifest.root_catalog:
+                # readers of the old view may be at work: it goes when they let it go
+                self._view = View(self._store, manifest.root_catalog, revision=manifest.revision, cache=self._cache)
+            return self._view
+
+    def tags(self) -> list[Tag]:
+        """The named tags, newest revision first."""
+        return read_tags(self._store, read_manifest(self._store))
+
+    def set_tag(self, tag: Tag, *, timeout_s: float = DEFAULT_TIMEOUT_S) -> None:
+        """Name a revision, or move a name. Raises RefusedError, LockedError."""
+        check_tag_name(tag.name)
+        with self._locked(timeout_s):
+            self._publish(read_manifest(self._store), [tag])
+
+    def remove_tag(self, name: str, *, timeout_s: float = DEFAULT_TIMEOUT_S) -> None:
+        """Remove a name. Raises AbsentError, RefusedError, LockedError."""
+        check_tag_name(name)
+        with self._locked(timeout_s):
+            manifest = read_manifest(self._store)
+            if all(tag.name != name for tag in read_tags(self._store, manifest)):
+                raise AbsentError(f"there is no tag {name}")
+            self._publish(manifest, [], removed=name)
+
+    def whitelist_expires(self) -> datetime:
+        """Until when clients take new revisions."""
+        envelope = self._store.read_named(WHITELIST, limit_bytes=MAX_WHITELIST_BYTES)
+        return Whitelist.parse(SignedText.parse(envelope).text).expires
+
+    def resign(self, *, lifetime: timedelta = WHITELIST_LIFETIME) -> datetime:
+        """Sign a new whitelist; gives its expiry."""
+        now = datetime.fromtimestamp(self._clock(), UTC)
+        algorithm = read_manifest(self._store).root_catalog.algorithm
+        return self._write_whitelist(now, now + lifetime, algorithm)
+
+    def _write_whitelist(self, now: datetime, expires: datetime, algorithm: Algorithm) -> datetime:
+        fingerprint = Hash.of(self._keys.certificate_der, algorithm)
+        whitelist = Whitelist(issued=now, expires=expires, name=self.name, fingerprints=(fingerprint,))
+        self._store.replace_named(WHITELIST, sign_raw(whitelist.encode(), self._keys.master, algorithm))
+        return expires
+
+    def _locked(self, timeout_s: float) -> AbstractContextManager[None]:
+        return exclusive(self._private / "lock", timeout_s=timeout_s)
+
+    def _publish_first(self) -> None:
+        codec = self._settings.codec
+        now = datetime.fromtimestamp(self._clock(), UTC)
+        now_s = int(now.timestamp())
+        self._write_whitelist(now, now + WHITELIST_LIFETIME, codec.algorithm)
+        self._store.replace_named(MASTER_REPLICA, b"This file allows others to replicate the repository.\n")
+        root = Entry(
+            name=b"", mode=_ROOT_MODE, uid=0, gid=0, size=DIRECTORY_SIZE, mtime_ns=now_s * 1_000_000_000, linkcount=2
+        )
+        ttl_s = self._settings.ttl_s or DEFAULT_TTL_S
+        empty = store_empty(self._store, codec.algorithm)
+        draft = Draft.empty(ROOT, root, None, empty)
+        database = draft.finish(revision=1, last_modified_unix_s=now_s, previous=None, ttl_s=ttl_s)
+        stored = store_catalog(database, self._store, algorithm=codec.algorithm, level=codec.level)
+        manifest = Manifest(
+            root_catalog=stored.hash,
+            catalog_size=stored.size,
+            ttl_s=ttl_s,
+            revision=1,
+            garbage_collectable=True,
+            name=self.name,
+            certificate=self._put_classic(self._keys.certificate_pem, Suffix.CERTIFICATE, codec.algorithm),
+            metainfo=self._put_classic(_metainfo(), Suffix.METAINFO, codec.algorithm),
+            published_unix_s=now_s,
+        )
+        self._publish(manifest, [_tag(TRUNK, stored, 1, now_s)])
+
+    def _publish(self, manifest: Manifest, tags: Sequence[Tag], *, removed: str | None = None) -> None:
+        """Store history and reflog, then swap the manifest in: until then nothing is visible."""
+        algorithm = manifest.root_catalog.algorithm
+        certificate = self._put_classic(self._keys.certificate_pem, Suffix.CERTIFICATE, algorithm)
+        history = self._store_history(manifest, tags, removed)
+        known = [
+            (ReferenceType.CATALOG, manifest.root_catalog),
+            (ReferenceType.CERTIFICATE, certificate),
+            (ReferenceType.HISTORY, history),
+            (ReferenceType.METAINFO, manifest.metainfo),
+        ]
+        now_s = self._now_ns(manifest) // 1_000_000_000
+        reflog = self._next_reflog([(kind, name) for kind, name in known if name is not None], now_s)
+        published = replace(
+            manifest,
+            certificate=certificate,
+            history=history,
+            reflog=Hash.of(reflog, algorithm),
+            published_unix_s=now_s,
+        )
+        envelope = sign_with_digest(published.encode(), self._keys.repository, algorithm)
+        self._store.settle()
+        # the reflog may name more than is visible, never less; so it goes first
+        self._store.replace_named(REFLOG, reflog)
+        self._store.replace_named(MANIFEST, envelope)
+
+    def _store_history(self, manifest: Manifest, tags: Sequence[Tag], removed: str | None) -> Hash:
+        if manifest.history is None:
+            connection = sqlite3.connect(":memory:", isolation_level=None)
+            create_history(connection, self.name)
+        else:
+            connection = connect_bytes(read_history(self._store, manifest.history))
+            connection.execute("PRAGMA query_only=OFF")
+        try:
+            history = History(connection)
+            before = history.tag(TRUNK)
+            for tag in tags:
+                if tag.name == TRUNK and before is not None:
+                    history.put(replace(before, name=TRUNK_PREVIOUS, description=MAGIC_TAGS[TRUNK_PREVIOUS]))
+                history.put(tag)
+            if removed is not None:
+                history.remove(removed)
+            if manifest.history is not None:
+                history.set_previous(manifest.history)
+            stored = deflate(connection.serialize())
+        finally:
+            connection.close()
+        name = Hash.of(stored, manifest.root_catalog.algorithm)
+        self._store.put(name, Suffix.HISTORY, stored)
+        return name
+
+    def _next_reflog(self, published: Sequence[tuple[ReferenceType, Hash]], now_s: int) -> bytes:
+        try:
+            connection = connect_bytes(self._store.read_named(REFLOG, limit_bytes=MAX_REFLOG_BYTES))
+            connection.execute("PRAGMA query_only=OFF")
+        except AbsentError:
+            connection = sqlite3.connect(":memory:", isolation_level=None)
+            create_reflog(connection, self.name)
+        try:
+            add_references(connection, published, now_s)
+            return connection.serialize()
+        finally:
+            connection.close()
+
+    def _keep(self, database: bytes) -> StoredCatalog:
+        algorithm = read_manifest(self._store).root_catalog.algorithm
+        stored = store_catalog(database, self._store, algorithm=algorithm, level=self._settings.catalogs.level)
+        self._cache.add(stored.hash, database)
+        return stored
+
+    def _put_classic(self, data: bytes, suffix: Suffix, algorithm: Algorithm) -> Hash:
+        stored = deflate_classic(data)
+        name = Hash.of(stored, algorithm)
+        self._store.put(name, suffix, stored)
+        return name
+
+    def _empty(self, algorithm: Algorithm) -> Content:
+        return store_empty(self._store, algorithm)
+
+    def _now_ns(self, manifest: Manifest) -> int:
+        """The time, but never before the last revision: readers refuse a manifest that is older."""
+        return max(int(self._clock() * 1e9), manifest.published_unix_s * 1_000_000_000)
+
+
+def read_manifest(store: Store) -> Manifest:
+    """The newest manifest in *store*. Raises AbsentError, MalformedError, NotTrustedError."""
+    try:
+        envelope = store.read_named(MANIFEST, limit_bytes=MAX_MANIFEST_BYTES)
+    except AbsentError as error:
+        raise AbsentError(f"there is no repository: {error}") from error
+    return Manifest.parse(SignedText.parse(envelope).text)
+
+
+def read_history(store: Store, name: Hash) -> bytes:
+    """The database of the history object *name*. Raises AbsentError, CorruptError, RefusedError."""
+    stored = store.get(name, Suffix.HISTORY, limit_bytes=MAX_HISTORY_BYTES)
+    return inflate(stored, limit_bytes=MAX_HISTORY_BYTES, name=f"{name}H")
+
+
+def read_tags(store: Store, manifest: Manifest) -> list[Tag]:
+    """The named tags that *manifest* knows, newest revision first."""
+    if manifest.history is None:
+        return []
+    connection = connect_bytes(read_history(store, manifest.history))
+    try:
+        return History(connection).tags()
+    finally:
+        connection.close()
+
+
+def _tag(name: str, root: StoredCatalog, revision: int, now_s: int) -> Tag:
+    return Tag(
+        name=name,
+        root_catalog=root.hash,
+        revision=revision,
+        published_unix_s=now_s,
+        size=root.size,
+        description=MAGIC_TAGS.get(name, ""),
+    )
+
+
+def _metainfo() -> bytes:
+    texts = ("administrator", "email", "organisation", "description", "url", "recommended-stratum0")
+    document: dict[str, object] = dict.fromkeys(texts, "")
+    document |= {"recommended-stratum1s": [], "custom": {}}
+    return json.dumps(document, indent=2).encode()
+
+
+def _local(storage: str, *, durable: bool) -> LocalStore:
+    if "://" in storage:
+        raise RefusedError(f"{storage}: only directories can be published to so far")
+    return LocalStore(Path(storage), durable=durable)

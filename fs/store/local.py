@@ -1,0 +1,133 @@
+"""A store in a directory, laid out as web servers of the format expect it.
+
+``data/00`` … ``data/ff`` hold the objects, ``data/txn`` those being written; both are on one file system, so that a
+rename makes an object visible as a whole. ``.publisher`` is private: lock and index of the writer; it is never served.
+Source: CernVM-FS 2.12, upload_local.cc, util/posix.cc.
+"""
+
+import ctypes
+import itertools
+import os
+import threading
+from pathlib import Path
+from typing import BinaryIO
+
+from fs.errors import AbsentError, CorruptError, FsError, RefusedError
+from fs.format.hashes import Hash, Suffix
+from fs.runtime.files import write_atomically
+from fs.store.base import Buffer
+
+PRIVATE = ".publisher"
+_STAGING = "data/txn"
+_READABLE = 0o644
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+class LocalStore:
+    """A Store in directory *root*."""
+
+    def __init__(self, root: Path, *, durable: bool = True) -> None:
+        """Use what is there; ``prepare`` makes what is missing.
+
+        Args:
+            root: the storage directory.
+            durable: sync to disk before ``settle`` and ``replace_named`` return. Without it a power cut can cost a
+                revision, a killed process never does.
+        """
+        self.root = root
+        self._prefix = f"{root}/"
+        self._durable = durable
+        self._serial = itertools.count()
+
+    @property
+    def private(self) -> Path:
+        """The directory of what is never served."""
+        return self.root / PRIVATE
+
+    def prepare(self) -> None:
+        """Make the directories that are missing."""
+        self.root.mkdir(parents=True, exist_ok=True)
+        for name in [f"data/{number:02x}" for number in range(256)] + [_STAGING]:
+            folder = self.root / name
+            folder.mkdir(parents=True, exist_ok=True)
+        self.private.mkdir(mode=0o700, exist_ok=True)
+        self.private.chmod(0o700)
+
+    def get(self, name: Hash, suffix: Suffix, *, limit_bytes: int) -> bytes:
+        """See ObjectReader.get."""
+        with self.open(name, suffix) as stream:
+            stored = stream.read(limit_bytes + 1)
+        if len(stored) > limit_bytes:
+            raise RefusedError(f"object {name}{suffix.value} is larger than {limit_bytes} bytes")
+        if Hash.of(stored, name.algorithm) != name:
+            raise CorruptError(f"{name}{suffix.value}")
+        return stored
+
+    def has(self, name: Hash, suffix: Suffix, *, stored_bytes: int | None = None) -> bool:
+        """See ObjectReader.has."""
+        try:
+            size = os.stat(self._prefix + name.object_path(suffix)).st_size  # noqa: PTH116  # once for every file
+        except FileNotFoundError:
+            return False
+        return stored_bytes in (None, size)
+
+    def open(self, name: Hash, suffix: Suffix) -> BinaryIO:
+        """See ObjectReader.open."""
+        try:
+            return open(self._prefix + name.object_path(suffix), "rb", buffering=0)  # noqa: PTH123  # once for every file
+        except FileNotFoundError as error:
+            raise AbsentError(f"object {name}{suffix.value} is not in {self.root}") from error
+
+    def put(self, name: Hash, suffix: Suffix, stored: Buffer) -> bool:
+        """See ObjectWriter.put.
+
+        An object of another length is a remnant of a power cut and is replaced.
+        """
+        if self.has(name, suffix, stored_bytes=len(stored)):
+            return False
+        staged = f"{self._prefix}{_STAGING}/{os.getpid()}-{threading.get_ident()}-{next(self._serial)}"
+        descriptor = os.open(staged, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, _READABLE)
+        try:
+            try:
+                os.fchmod(descriptor, _READABLE)  # whatever the umask: the web server is somebody else
+                _write_all(descriptor, stored)
+            finally:
+                os.close(descriptor)
+            os.rename(staged, self._prefix + name.object_path(suffix))  # noqa: PTH104
+        except BaseException:
+            os.unlink(staged)  # noqa: PTH108
+            raise
+        return True
+
+    def settle(self) -> None:
+        """See ObjectWriter.settle: one ``syncfs`` of the whole file system instead of an fsync per object."""
+        if not self._durable:
+            return
+        descriptor = os.open(self.root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            if _libc.syncfs(descriptor) != 0:
+                reason = os.strerror(ctypes.get_errno())
+                raise FsError(f"{self.root} cannot be written to disk: {reason}")
+        finally:
+            os.close(descriptor)
+
+    def read_named(self, name: str, *, limit_bytes: int) -> bytes:
+        """See NamedFiles.read_named."""
+        try:
+            with (self.root / name).open("rb") as stream:
+                content = stream.read(limit_bytes + 1)
+        except FileNotFoundError as error:
+            raise AbsentError(f"there is no {name} in {self.root}") from error
+        if len(content) > limit_bytes:
+            raise RefusedError(f"{name} in {self.root} is larger than {limit_bytes} bytes")
+        return content
+
+    def replace_named(self, name: str, content: bytes) -> None:
+        """See NamedFiles.replace_named."""
+        write_atomically(self.root / name, content, mode=_READABLE, durable=self._durable)
+
+
+def _write_all(descriptor: int, stored: Buffer) -> None:
+    view = memoryview(stored)
+    while view:
+        view = view[os.write(descriptor, view) :]

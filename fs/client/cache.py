@@ -35,7 +35,6 @@ _log = structlog.get_logger()
 
 _OPEN_FILES = 256
 _KEPT_SHARE = 0.75  # of the quota, after a clean-up
-_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.EMFILE})
 
 
 class CacheFullError(FsError):
@@ -150,12 +149,28 @@ class ObjectCache:
                 return None
         self.counts.hits += 1
         self._open.move_to_end(text)
-        if text in self._sizes:
-            self._sizes.move_to_end(text)
+        self._use(text, opened)
         return opened
 
     def __contains__(self, name: Hash) -> bool:
         return str(name) in self._sizes
+
+    def path_of(self, name: Hash) -> str:
+        """Where the object called *name* lies or would lie."""
+        return self._path(str(name))
+
+    def open_private(self, name: Hash) -> ObjectFile:
+        """Open the object for a caller that keeps it open and closes it. Raises CorruptError, OSError."""
+        opened = ObjectFile(os.open(self.path_of(name), os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW), str(name))
+        self.counts.hits += 1
+        self._use(str(name), opened)
+        return opened
+
+    def _use(self, text: str, opened: ObjectFile) -> None:
+        if text in self._sizes:
+            self._sizes.move_to_end(text)
+        if text not in self._touched:
+            self._touch(text, opened)
 
     def _open_file(self, text: str) -> ObjectFile | None:
         try:
@@ -170,8 +185,6 @@ class ObjectCache:
         self._open[text] = opened
         if len(self._open) > _OPEN_FILES:
             self._open.popitem(last=False)[1].close()
-        if text not in self._touched:
-            self._touch(text, opened)
         return opened
 
     def _touch(self, text: str, opened: ObjectFile) -> None:
@@ -220,15 +233,13 @@ class ObjectCache:
             raise self.full(error) from error
         return CacheWriter(self, str(name), path, descriptor)
 
-    def full(self, error: OSError) -> FsError:
+    def full(self, error: OSError) -> CacheFullError:
         """The error to raise for a write that failed; makes room if the disk is full."""
         self.counts.refused += 1
         _log.warning("cache_refuses_object", reason=error.strerror, directory=str(self.directory))
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             self.shrink(self._used_bytes // 2)
-        if error.errno in _FULL:
-            return CacheFullError(f"the cache {self.directory} takes nothing: {error.strerror}")
-        return RefusedError(f"the cache {self.directory} cannot be written: {error.strerror}")
+        return CacheFullError(f"the cache {self.directory} takes nothing: {error.strerror}")
 
     def adopt(self, text: str, temporary: str, file_bytes: int) -> None:
         """Put the finished file *temporary* in its place."""
@@ -309,24 +320,21 @@ class CacheWriter:
         self._checksums = Checksums()
 
     def write(self, piece: bytes) -> None:
-        """The next bytes of the uncompressed object. May run in a worker thread. Raises CacheFullError."""
+        """The next bytes of the uncompressed object. May run in a worker thread. Raises OSError."""
         self._checksums.update(piece)
         self._write(piece)
 
     def _write(self, piece: bytes) -> None:
         view = memoryview(piece)
-        try:
-            while view:
-                view = view[os.write(self._descriptor, view) :]
-        except OSError as error:
-            raise self._cache.full(error) from error
+        while view:
+            view = view[os.write(self._descriptor, view) :]
 
     def commit(self) -> None:
         """Everything was written and verified: the object is in the cache from now on. Raises CacheFullError."""
         size = self._checksums.size_bytes
         trailer = self._checksums.trailer(self._name)
-        self._write(trailer)
         try:
+            self._write(trailer)
             self._cache.adopt(self._name, self._path, size + len(trailer))
         except OSError as error:
             raise self._cache.full(error) from error

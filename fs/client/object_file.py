@@ -80,20 +80,23 @@ class ObjectFile:
         self._descriptor = descriptor
         self.name = name
         try:
-            length = os.fstat(descriptor).st_size
-            footer = os.pread(descriptor, _FOOTER.size, max(0, length - _FOOTER.size))
-            if len(footer) != _FOOTER.size:
-                raise CorruptError(name, "its cache file is cut")
-            _, self.size_bytes, self._block_bytes, _ = _FOOTER.unpack(footer)
-            blocks = -(-self.size_bytes // self._block_bytes) if self._block_bytes else 0
-            if length != self.size_bytes + blocks * _CRC_BYTES + _FOOTER.size:
-                raise CorruptError(name, "its cache file has a wrong length")
-            self._table = os.pread(descriptor, blocks * _CRC_BYTES, self.size_bytes)
-            if footer != _footer(name, self._table, self.size_bytes, self._block_bytes):
-                raise CorruptError(name, "its cache file is not sealed as this object")
+            self._load()
         except BaseException:
             os.close(descriptor)
             raise
+
+    def _load(self) -> None:
+        length = os.fstat(self._descriptor).st_size
+        footer = os.pread(self._descriptor, _FOOTER.size, max(0, length - _FOOTER.size))
+        if len(footer) != _FOOTER.size:
+            raise CorruptError(self.name, "its cache file is cut")
+        _, self.size_bytes, self._block_bytes, _ = _FOOTER.unpack(footer)
+        blocks = -(-self.size_bytes // self._block_bytes) if self._block_bytes else 0
+        if length != self.size_bytes + blocks * _CRC_BYTES + _FOOTER.size:
+            raise CorruptError(self.name, "its cache file has a wrong length")
+        self._table = os.pread(self._descriptor, blocks * _CRC_BYTES, self.size_bytes)
+        if footer != _footer(self.name, self._table, self.size_bytes, self._block_bytes):
+            raise CorruptError(self.name, "its cache file is not sealed as this object")
 
     def read(self, offset: int, size: int) -> bytes:
         """At most *size* bytes from *offset* on; fewer at the end only.

@@ -106,6 +106,8 @@ class Flag(IntFlag):
 
 NO_FLAGS = Flag(0)
 
+_TABLES = {b"catalog", b"chunks", b"nested_catalogs", b"statistics"}
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Entry:
@@ -287,7 +289,12 @@ def connect_bytes(database: bytes) -> sqlite3.Connection:
     return connection
 
 
-_COLUMNS = "hardlinks, hash, size, mode, mtime, {mtimens}, flags, name, symlink, uid, gid, {xattr}, rowid"
+_COLUMNS = "{hardlinks}, hash, size, mode, mtime, {mtimens}, flags, name, symlink, {uid}, {gid}, {xattr}, rowid"
+
+_ABSENT_COLUMNS = {"hardlinks": "1", "mtimens": "NULL", "uid": "0", "gid": "0", "xattr": "NULL"}
+"""What stands for columns that older schemas lack."""
+
+_LONGEST_NAME = 255
 
 
 class Catalog:
@@ -314,24 +321,36 @@ class Catalog:
             }
             self._check_schema()
             tables = {bytes(row[0]) for row in connection.execute("SELECT name FROM sqlite_schema WHERE type='table'")}
-            columns = {bytes(row[1]) for row in connection.execute("PRAGMA table_info(catalog)")}
+            columns = {_text(row[1]) for row in connection.execute("PRAGMA table_info(catalog)")}
+            nested_columns = {_text(row[1]) for row in connection.execute("PRAGMA table_info(nested_catalogs)")}
         except sqlite3.DatabaseError as error:
             raise CatalogError(f"catalog of {mountpoint!r} cannot be read: {error}") from error
-        missing = {b"catalog", b"chunks", b"nested_catalogs", b"statistics"} - tables
+        needed = {b"catalog", b"nested_catalogs"} if self.is_legacy else _TABLES
+        missing = needed - tables
         if missing:
             raise CatalogError(f"catalog of {mountpoint!r} lacks the table {min(missing).decode()}")
         self.root_prefix = self.properties.get("root_prefix", "").encode("utf-8", "surrogateescape")
+        self._nested: dict[bytes, NestedReference] | None = None  # read when first wanted
         self._has_binds = b"bind_mountpoints" in tables
         self._has_links = b"unpackd_links" in tables
+        self._has_statistics = b"statistics" in tables
+        self._nested_size = "size" if "size" in nested_columns else "0"
         self._select = "SELECT " + _COLUMNS.format(
-            mtimens="mtimens" if b"mtimens" in columns else "NULL",
-            xattr="xattr" if b"xattr" in columns else "NULL",
+            **{name: name if name in columns else other for name, other in _ABSENT_COLUMNS.items()}
         )
 
     def _check_schema(self) -> None:
         version = self.properties.get("schema", "1.0")
-        if version not in ("2.4", SCHEMA_VERSION):
-            raise CatalogError(f"catalog of {self.mountpoint!r} has schema {version}; 2.4 and 2.5 can be read")
+        if version not in ("2.4", SCHEMA_VERSION) and not self.is_legacy:
+            raise CatalogError(
+                f"catalog of {self.mountpoint!r} has schema {version}; those below 2.0, 2.4 and 2.5 can be read"
+            )
+
+    @property
+    def is_legacy(self) -> bool:
+        """True for schemas before 2.0, which know neither owners nor link counts nor chunks."""
+        major, _, minor = self.properties.get("schema", "1.0").partition(".")
+        return major in ("0", "1") and minor.isdigit()
 
     @property
     def revision(self) -> int:
@@ -379,10 +398,15 @@ class Catalog:
         return self._entry(row, key) if row is not None else None
 
     def listing(self, path: bytes) -> list[Entry]:
-        """What the directory at *path* holds, hidden entries included, in no particular order."""
+        """What the directory at *path* holds, hidden entries included, in no particular order.
+
+        Rows that a look-up by name would not find are left out, as the reference client does.
+        """
         statement = self._select + ", md5path_1, md5path_2 FROM catalog WHERE parent_1=? AND parent_2=?"
+        folder = self.inner(path)
         # the root is its own parent's child nowhere: parent 0/0 is no path's key
-        return [self._entry(row[:-2], row[-2:]) for row in self._all(statement, path_key(self.inner(path)))]
+        found = [(self._entry(row[:-2], row[-2:]), row[-2:]) for row in self._all(statement, path_key(folder))]
+        return [entry for entry, key in found if _is_name(entry.name) and key == path_key(folder + b"/" + entry.name)]
 
     def entries(self) -> Iterator[tuple[tuple[int, int], Entry]]:
         """Every entry with its path key, in storage order."""
@@ -412,10 +436,22 @@ class Catalog:
     def chunks(self, path: bytes, algorithm: Algorithm) -> tuple[Chunk, ...]:
         """The rows of table ``chunks`` for *path*, by offset."""
         statement = "SELECT offset, size, hash FROM chunks WHERE md5path_1=? AND md5path_2=? ORDER BY offset"
-        return tuple(
-            Chunk(offset, size, _hash(digest, algorithm))
-            for offset, size, digest in self._all(statement, path_key(self.inner(path)))
-        )
+        rows = self._all(statement, path_key(self.inner(path)))
+        try:
+            return tuple(Chunk(int(offset), int(size), _hash(digest, algorithm)) for offset, size, digest in rows)
+        except (TypeError, ValueError, HashSyntaxError) as error:
+            raise CatalogError(f"the chunks of {path!r} are malformed") from error
+
+    def nested_holding(self, path: bytes) -> NestedReference | None:
+        """The catalog directly below this one with the longest path that is *path* or above it, or None."""
+        if self._nested is None:
+            self._nested = {reference.path: reference for reference in self.nested()}
+        while len(path) > len(self.mountpoint):
+            reference = self._nested.get(path)
+            if reference is not None:
+                return reference
+            path = parent_path(path)
+        return None
 
     def nested(self) -> list[NestedReference]:
         """The catalogs directly below this one, bind mount points included."""
@@ -425,7 +461,7 @@ class Catalog:
         return found
 
     def _references(self, table: str) -> list[tuple[bytes, bytes, int | None]]:
-        return self._all(f"SELECT path, sha1, size FROM {table}", ())  # noqa: S608  # a name of ours
+        return self._all(f"SELECT path, sha1, {self._nested_size} FROM {table}", ())  # noqa: S608  # names of ours
 
     def _reference(self, row: tuple[bytes, bytes, int | None], *, is_bind: bool) -> NestedReference:
         path, text, size = row
@@ -437,6 +473,8 @@ class Catalog:
 
     def counters(self) -> Counters:
         """The table ``statistics``; counters that old schema revisions lack are 0."""
+        if not self._has_statistics:
+            return Counters(dict.fromkeys(COUNTER_NAMES, 0), dict.fromkeys(COUNTER_NAMES, 0))
         found = {_text(name): int(value) for name, value in self._all("SELECT counter, value FROM statistics", ())}
         return Counters(
             {name: found.get(f"self_{name}", 0) for name in COUNTER_NAMES},
@@ -463,6 +501,7 @@ class Catalog:
     def _entry(self, row: tuple, key: tuple[int, int]) -> Entry:  # type: ignore[type-arg]  # a raw row
         hardlinks, digest, size, mode, mtime, mtimens, bits, name, symlink, uid, gid, xattr, rowid = row
         try:
+            _check_numbers(hardlinks, size, mode, mtime, mtimens or 0, bits, uid, gid)
             algorithm = Algorithm.from_flag_number(bits >> _HASH_SHIFT & _HASH_MASK)
             uncompressed = bits >> _COMPRESSION_SHIFT & _COMPRESSION_MASK
             is_device = stat.S_ISCHR(mode) or stat.S_ISBLK(mode)
@@ -484,13 +523,26 @@ class Catalog:
                 flags=Flag(bits & _FLAG_BITS),
                 rowid=rowid,
             )
-        except (TypeError, HashSyntaxError) as error:
+        except (TypeError, ValueError, HashSyntaxError) as error:
             raise CatalogError(f"entry {name!r} of the catalog of {self.mountpoint!r} is malformed") from error
         return self._with_links(entry, key) if self._has_links and not entry.is_directory else entry
 
     def _with_links(self, entry: Entry, key: tuple[int, int]) -> Entry:
         row = self._one("SELECT link_group, linkcount FROM unpackd_links WHERE md5path_1=? AND md5path_2=?", key)
         return entry if row is None else replace(entry, link_group=-row[0], linkcount=row[1])
+
+
+def _is_name(name: bytes) -> bool:
+    return name not in (b"", b".", b"..") and b"/" not in name and b"\0" not in name and len(name) <= _LONGEST_NAME
+
+
+def _check_numbers(*values: int) -> None:
+    """Refuse what a hostile database may hold in place of numbers: text, blobs, negative sizes, modes without type."""
+    hardlinks, size, mode, mtime, *others = values
+    if not all(isinstance(value, int) for value in values):
+        raise TypeError("not a number")
+    if min(hardlinks, size, mode, *others) < 0 or not stat.S_IFMT(mode) or mode >> 16 or abs(mtime) >> 40:
+        raise ValueError("out of range")
 
 
 _FLAG_BITS = sum(flag.value for flag in Flag)

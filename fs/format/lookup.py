@@ -4,18 +4,11 @@ The walk is a generator: it yields the reference of each nested catalog that it 
 So synchronous and asynchronous readers share it; each drives it with its own way of fetching and caching.
 """
 
-from collections.abc import Generator, Iterable
+from collections.abc import Generator
 
 from fs.format.catalog import Catalog, Entry, NestedReference
-from fs.format.paths import is_below
 
 Walk = Generator[NestedReference, Catalog, Catalog]
-
-
-def nested_for(references: Iterable[NestedReference], path: bytes) -> NestedReference | None:
-    """The one of *references* with the longest path that holds *path* or is it; None if *path* is in none of them."""
-    holding = [reference for reference in references if is_below(path, reference.path)]
-    return max(holding, key=lambda reference: len(reference.path), default=None)
 
 
 def serving_catalog(root: Catalog, path: bytes, *, entering: bool = True) -> Walk:
@@ -32,10 +25,8 @@ def serving_catalog(root: Catalog, path: bytes, *, entering: bool = True) -> Wal
     """
     catalog = root
     while True:
-        reference = nested_for(catalog.nested(), path)
-        if reference is None or reference.path == catalog.mountpoint:
-            return catalog
-        if reference.path == path and not entering:
+        reference = catalog.nested_holding(path)
+        if reference is None or (reference.path == path and not entering):
             return catalog
         catalog = yield reference
 

@@ -5,10 +5,13 @@ from collections.abc import Sequence
 import anyio
 import structlog
 
-from fs.errors import AbsentError, CorruptError, FsError, UnreachableError
+from fs.errors import AbsentError, CorruptError, FsError, RefusedError, UnreachableError
 from fs.store.reading import Receiver, Request, StorageReader
 
 _log = structlog.get_logger()
+
+_OF_THE_MIRROR = (AbsentError, CorruptError, RefusedError, UnreachableError)
+"""What another mirror may do better; anything else is the receiver's own trouble."""
 
 
 class FailoverReader:
@@ -58,7 +61,7 @@ class FailoverReader:
                 break
             try:
                 await reader.read(request, receiver)
-            except FsError as error:
+            except _OF_THE_MIRROR as error:
                 errors.append(error)
                 _log.warning("read_failed", url=reader.url, object=request.path, reason=str(error))
             else:

@@ -1,0 +1,181 @@
+"""Objects by name: from the cache, else from the repository's servers, and past the cache if it takes nothing.
+
+Whatever is returned was verified: on arrival against the object's hash and size, from the cache against the checksum
+of each block. An object that is damaged in the cache is removed and fetched again; one that no server gives intact
+is an error that names it. Everything here belongs to one event loop.
+"""
+
+from collections import OrderedDict
+from dataclasses import dataclass
+
+import anyio.to_thread
+import structlog
+
+from fs.client.cache import CacheFullError, ObjectCache
+from fs.client.object_file import ObjectFile
+from fs.client.receiving import ObjectReceiver, ObjectRef, WindowSink
+from fs.errors import AbsentError, CorruptError
+from fs.format.hashes import Hash
+from fs.store.reading import StorageReader
+from fs.store.single_flight import SingleFlight
+
+_log = structlog.get_logger()
+
+_WINDOW_BYTES = 4 << 20
+_WINDOWS = 8  # kept in memory when the disk takes nothing
+
+
+@dataclass(slots=True)
+class TransferCounts:
+    """What was fetched since the start."""
+
+    objects: int = 0
+    stored_bytes: int = 0
+    past_cache: int = 0
+
+
+class Objects:
+    """Reads objects.
+
+    Args:
+        cache: started.
+        reader: the repository's mirrors.
+        external: where the files of external objects are, by their path; None if nobody said.
+    """
+
+    def __init__(self, cache: ObjectCache, reader: StorageReader, external: StorageReader | None = None) -> None:
+        self.cache = cache
+        self.counts = TransferCounts()
+        self._reader = reader
+        self._external = external
+        self._fetching = SingleFlight[Hash, None]()
+        self._passing = SingleFlight[tuple[Hash, int], bytes]()
+        self._windows = OrderedDict[tuple[Hash, int], bytes]()
+
+    async def read(self, ref: ObjectRef, offset: int, size: int) -> bytes:
+        """At most *size* uncompressed bytes of the object from *offset* on.
+
+        Raises:
+            AbsentError, CorruptError, RefusedError, UnreachableError: no server gives it.
+        """
+        for _ in range(2):  # a second time if the cached copy turns out to be damaged
+            found = self.cache.find(ref.hash)
+            if found is None:
+                try:
+                    await self.fetch(ref)
+                except CacheFullError:
+                    break
+                found = self.cache.find(ref.hash)
+                if found is None:
+                    break
+            _check_size(ref, found)
+            try:
+                return found.read(offset, size)
+            except (CorruptError, OSError) as error:
+                self.cache.discard(ref.hash, error)
+        return await self._read_past_cache(ref, offset, size)
+
+    async def whole(self, ref: ObjectRef) -> bytes:
+        """All bytes of a small object of unknown size; its ``limit_bytes`` bounds them. Raises as ``read`` does."""
+        return await self.read(ref, 0, ref.limit_bytes if ref.size is None else ref.size)
+
+    async def file(self, ref: ObjectRef) -> ObjectFile:
+        """The object as an open cache file of which every byte was checked just now; the caller closes it.
+
+        Raises:
+            CacheFullError: the cache does not take it.
+            AbsentError, CorruptError, RefusedError, UnreachableError: no server gives it.
+        """
+        error: Exception | None = None
+        for _ in range(2):
+            if ref.hash not in self.cache:
+                self.cache.counts.misses += 1
+                await self.fetch(ref)
+            try:
+                opened = self.cache.open_private(ref.hash)
+            except (CorruptError, OSError) as failure:
+                error = failure
+                self.cache.discard(ref.hash, failure)
+                continue
+            try:
+                await check_file(opened)
+            except (CorruptError, OSError) as failure:
+                error = failure
+                opened.close()
+                self.cache.discard(ref.hash, failure)
+                continue
+            return opened
+        raise CacheFullError(f"the cache does not keep object {ref.hash}: {error}")
+
+    async def fetch(self, ref: ObjectRef) -> None:
+        """Bring the object into the cache; many who want it at once cause one transfer.
+
+        Raises:
+            CacheFullError: the cache does not take it.
+            AbsentError, CorruptError, RefusedError, UnreachableError: no server gives it.
+        """
+        await self._fetching.run(ref.hash, lambda: self._fetch(ref))
+
+    async def _fetch(self, ref: ObjectRef) -> None:
+        with self.cache.writer(ref.hash, expected_bytes=ref.size or 0) as writer:
+            receiver = ObjectReceiver(ref, writer)
+            try:
+                await self._receive(ref, receiver)
+            except OSError as error:
+                raise self.cache.full(error) from error
+            writer.commit()
+
+    async def _receive(self, ref: ObjectRef, receiver: ObjectReceiver) -> None:
+        reader = self._reader
+        if ref.external is not None:
+            if self._external is None:
+                raise AbsentError(f"object {ref.hash} is external; say with --external-url where {ref.external} is")
+            reader = self._external
+        try:
+            await reader.read(ref.request(), receiver)
+        except Exception as error:
+            _log.error("object_not_served", object=str(ref.hash), path=ref.request().path, reason=str(error))
+            raise
+        self.counts.objects += 1
+        self.counts.stored_bytes += receiver.stored_bytes
+
+    async def _read_past_cache(self, ref: ObjectRef, offset: int, size: int) -> bytes:
+        """As ``read``, while the cache takes nothing: each window costs a transfer of the whole object."""
+        end = offset + size if ref.size is None else min(offset + size, ref.size)
+        parts: list[bytes] = []
+        position = offset
+        while position < end:
+            start = position - position % _WINDOW_BYTES
+            window = await self._passing.run((ref.hash, start), lambda start=start: self._window(ref, start))  # type: ignore[misc]  # the default binds it
+            parts.append(window[position - start : end - start])
+            if len(window) < _WINDOW_BYTES:
+                break
+            position = start + _WINDOW_BYTES
+        return b"".join(parts)
+
+    async def _window(self, ref: ObjectRef, start: int) -> bytes:
+        key = (ref.hash, start)
+        if key not in self._windows:
+            sink = WindowSink(start, _WINDOW_BYTES)
+            await self._receive(ref, ObjectReceiver(ref, sink))
+            self.counts.past_cache += 1
+            self._windows[key] = sink.content
+            if len(self._windows) > _WINDOWS:
+                self._windows.popitem(last=False)
+        self._windows.move_to_end(key)
+        return self._windows[key]
+
+
+async def check_file(opened: ObjectFile) -> None:
+    """Check every block of *opened* in a worker thread. Raises CorruptError, OSError."""
+
+    def check() -> None:
+        for _ in opened.pieces():
+            pass
+
+    await anyio.to_thread.run_sync(check)
+
+
+def _check_size(ref: ObjectRef, found: ObjectFile) -> None:
+    if ref.size is not None and found.size_bytes != ref.size:
+        raise CorruptError(str(ref.hash), f"it has {found.size_bytes} bytes; the catalog says {ref.size}")

@@ -5,7 +5,7 @@ states would be read differently by different engines.
 """
 
 from collections.abc import Iterable, Iterator
-from typing import cast
+from typing import IO, cast
 
 import zstandard
 from isal import igzip_lib
@@ -131,7 +131,7 @@ def _unzstd(source: _Parts) -> Iterator[bytes]:
     """All frames of a zstd file, skippable ones left out. A frame that is cut is noticed by the tar in it."""
     decoder = zstandard.ZstdDecompressor(max_window_size=WINDOW_LIMIT_BYTES)
     try:
-        with decoder.stream_reader(source, read_across_frames=True) as reader:
+        with decoder.stream_reader(cast("IO[bytes]", source), read_across_frames=True) as reader:
             while piece := reader.read(PIECE_BYTES):
                 yield piece
     except zstandard.ZstdError as error:

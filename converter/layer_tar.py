@@ -211,10 +211,7 @@ class TarReader:
         long_link: bytes | None,
     ) -> Member:
         """A member with extended headers before it, or with a sparse map."""
-        named = dict(records)
-        for key in [key for key, value in named.items() if not value]:
-            if not key.startswith((b"SCHILY.xattr.", b"LIBARCHIVE.xattr.")):
-                del named[key]  # an empty value takes the record back
+        named = {key: value for key, value in dict(records).items() if value}  # an empty value takes the record back
         name = named.get(b"GNU.sparse.name", named.get(b"path", header.name)) if long_name is None else long_name
         link = named.get(b"linkpath", header.link) if long_link is None else long_link
         self._name = name

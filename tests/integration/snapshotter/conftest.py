@@ -1,0 +1,77 @@
+"""A real containerd with the snapshotter as its proxy plugin."""
+
+import subprocess
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from tests.support.processes import require_root, require_tool, running, unmount_below, wait_until
+from tests.support.snapshotter import UNPACKD, FakeRepository, Service, SnapshotsClient, service_folder
+
+PLUGIN = "cvmfs-snapshotter"
+_UNUSED = ("btrfs", "zfs", "devmapper", "aufs")
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """A machine that runs containers: containerd, the snapshotter, a repository."""
+
+    folder: Path
+    service: Service
+    repository: FakeRepository
+    client: SnapshotsClient
+
+    @property
+    def socket(self) -> Path:
+        return self.folder / "c.sock"
+
+    def ctr(self, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+        command = ["ctr", "--address", str(self.socket), *arguments]
+        done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=60)
+        assert done.returncode == 0 or not check, f"{command}: {done.stderr}"
+        return done
+
+    def unpackd(self, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+        command = [str(UNPACKD), *arguments, "--containerd", str(self.socket)]
+        done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=60)
+        assert done.returncode == 0 or not check, f"{command}: {done.stderr}"
+        return done
+
+    def run(self, image: str, name: str, *command: str) -> str:
+        """Run a container to its end; gives what it printed."""
+        return self.ctr("run", "--rm", "--snapshotter", PLUGIN, image, name, *command).stdout
+
+
+@pytest.fixture(scope="module")
+def node() -> Iterator[Node]:
+    """One node a test module; what it has mounted is unmounted afterwards."""
+    require_root()
+    require_tool("containerd", "ctr", "runc")
+    with service_folder() as folder, ExitStack() as stack:
+        repository = FakeRepository(folder / "repository")
+        repository.root.mkdir()
+        service = Service(folder / "s", repository.root)
+        service.folder.mkdir()
+        client = stack.enter_context(service.started())
+        disabled = ", ".join(f'"io.containerd.snapshotter.v1.{name}"' for name in _UNUSED)
+        config = folder / "config.toml"
+        config.write_text(
+            f"""version = 2
+root = "{folder}/root"
+state = "{folder}/state"
+disabled_plugins = [{disabled}, "io.containerd.grpc.v1.cri"]
+[grpc]
+  address = "{folder}/c.sock"
+[proxy_plugins.{PLUGIN}]
+  type = "snapshot"
+  address = "{service.address}"
+""",
+        )
+        stack.callback(unmount_below, folder)
+        stack.enter_context(running(["containerd", "--config", config], folder / "containerd.log"))
+        node = Node(folder, service, repository, client)
+        wait_until(lambda: node.ctr("version", check=False).returncode == 0, "the start of containerd")
+        yield node

@@ -402,11 +402,18 @@ class Catalog:
 
         Rows that a look-up by name would not find are left out, as the reference client does.
         """
-        statement = self._select + ", md5path_1, md5path_2 FROM catalog WHERE parent_1=? AND parent_2=?"
         folder = self.inner(path)
+        return [
+            entry
+            for key, entry in self.rows_in(path)
+            if is_name(entry.name) and key == path_key(folder + b"/" + entry.name)
+        ]
+
+    def rows_in(self, path: bytes) -> list[tuple[tuple[int, int], Entry]]:
+        """Every row that calls the directory at *path* its parent, with its path key: what a check looks at."""
+        statement = self._select + ", md5path_1, md5path_2 FROM catalog WHERE parent_1=? AND parent_2=?"
         # the root is its own parent's child nowhere: parent 0/0 is no path's key
-        found = [(self._entry(row[:-2], row[-2:]), row[-2:]) for row in self._all(statement, path_key(folder))]
-        return [entry for entry, key in found if _is_name(entry.name) and key == path_key(folder + b"/" + entry.name)]
+        return [(row[-2:], self._entry(row[:-2], row[-2:])) for row in self._all(statement, path_key(self.inner(path)))]
 
     def entries(self) -> Iterator[tuple[tuple[int, int], Entry]]:
         """Every entry with its path key, in storage order."""
@@ -441,6 +448,20 @@ class Catalog:
             return tuple(Chunk(int(offset), int(size), _hash(digest, algorithm)) for offset, size, digest in rows)
         except (TypeError, ValueError, HashSyntaxError) as error:
             raise CatalogError(f"the chunks of {path!r} are malformed") from error
+
+    def link_key(self, path: bytes, entry: Entry) -> tuple[int, int]:
+        """The path key that stands for all members of the hard link group of *entry*: the smallest of theirs."""
+        if entry.link_group < 0:
+            statement = "SELECT md5path_1, md5path_2 FROM unpackd_links WHERE link_group=? ORDER BY 1, 2 LIMIT 1"
+            row = self._one(statement, (-entry.link_group,))
+        else:
+            statement = (
+                "SELECT md5path_1, md5path_2 FROM catalog WHERE parent_1=? AND parent_2=? AND hardlinks=?"
+                " ORDER BY 1, 2 LIMIT 1"
+            )
+            hardlinks = entry.link_group << _GROUP_SHIFT | entry.linkcount
+            row = self._one(statement, (*path_key(parent_path(self.inner(path))), hardlinks))
+        return path_key(self.inner(path)) if row is None else row
 
     def nested_holding(self, path: bytes) -> NestedReference | None:
         """The catalog directly below this one with the longest path that is *path* or above it, or None."""
@@ -532,7 +553,8 @@ class Catalog:
         return entry if row is None else replace(entry, link_group=-row[0], linkcount=row[1])
 
 
-def _is_name(name: bytes) -> bool:
+def is_name(name: bytes) -> bool:
+    """True if a file can have *name*."""
     return name not in (b"", b".", b"..") and b"/" not in name and b"\0" not in name and len(name) <= _LONGEST_NAME
 
 

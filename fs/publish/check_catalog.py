@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
 from fs.errors import CatalogError
-from fs.format.catalog import COUNTER_NAMES, Catalog, Entry, Flag, NestedReference, count_entry, type_flags
+from fs.format.catalog import COUNTER_NAMES, Catalog, Entry, Flag, NestedReference, count_entry, is_name, type_flags
 from fs.format.compression import Compression
 from fs.format.hashes import Hash, Suffix
 from fs.format.paths import ROOT, name_of, path_key
@@ -169,10 +169,9 @@ class _Check:
         below: list[tuple[bytes, Entry]] = []
         groups: dict[int, list[Entry]] = {}
         subdirectories = 0
-        for entry, key in self._listing(path):
+        for key, entry in self._catalog.rows_in(path):
             here = path + b"/" + entry.name
-            if not entry.name or path_key(here) != key:
-                self._find("entry", here, "its name does not belong to its path key")
+            if not self._has_true_name(here, entry, key):
                 continue
             self._entry(here, entry)
             if entry.is_directory:
@@ -192,16 +191,14 @@ class _Check:
             self._group(path, members)
         return below
 
-    def _listing(self, path: bytes) -> Iterator[tuple[Entry, tuple[int, int]]]:
-        parent = path_key(path)
-        keys: dict[int, tuple[int, int]] = {
-            row[0]: row[1:]
-            for row in self._db.execute(
-                "SELECT rowid, md5path_1, md5path_2 FROM catalog WHERE parent_1=? AND parent_2=?", parent
-            )
-        }
-        for entry in self._catalog.listing(path):
-            yield entry, keys[entry.rowid]
+    def _has_true_name(self, path: bytes, entry: Entry, key: tuple[int, int]) -> bool:
+        """False if the entry cannot be found by its name."""
+        if not entry.name or path_key(path) != key:
+            self._find("entry", path, "its name does not belong to its path key")
+            return False
+        if not is_name(entry.name):
+            self._find("entry", path, "no reader can show a file of this name", is_note=True)
+        return True
 
     def _group(self, path: bytes, members: list[Entry]) -> None:
         first = members[0]

@@ -1,0 +1,350 @@
+"""Every image and the state of every conversion, in SQL. The queue may be lost; this may not."""
+
+import json
+import random
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import sqlalchemy as sa
+
+from converter.farm_database import FarmDatabase
+from converter.farm_schema import hints, history, images, jobs
+from converter.job_rules import OPEN, SUCCESSFUL, JobState, Rules
+from converter.wishlist import Wish
+
+_MAX_ERROR_LENGTH = 2000
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """The right to run a job. It is lost when the heartbeat stops and somebody else takes over."""
+
+    job_id: int
+    repository: str
+    name: str
+    reference: str  # as wished: with scheme, tag, and digest if one was written
+    digest: str  # what the tag named when the job was made
+    attempt: int
+    owner: str
+
+    @property
+    def pinned(self) -> str:
+        """The reference with exactly this digest."""
+        return f"{self.reference.partition('@')[0]}@{self.digest}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """What a conversion gave; *details* is everything else it wants to tell, as JSON."""
+
+    changed: bool
+    public_path: str
+    flat_path: str
+    revision: int
+    details: dict[str, object]
+
+
+class JobStore:
+    """Images and jobs. All methods are short transactions; threads may share one store."""
+
+    def __init__(
+        self,
+        database: FarmDatabase,
+        *,
+        rules: Rules | None = None,
+        clock: Callable[[], float] = time.time,
+        jitter: Callable[[], float] = random.random,
+    ) -> None:
+        self._database = database
+        self._rules = rules or Rules()
+        self._clock = clock
+        self._jitter = jitter
+
+    # What registries say
+
+    def expect(self, repository: str, wish: Wish) -> None:
+        """Make the image of *wish* known before its registry was asked, so that people find it."""
+        with self._database.write() as connection:
+            self._image_id(connection, repository, wish, wished=True)
+
+    def request(self, repository: str, wish: Wish) -> None:
+        """Somebody asks for the image of *wish* now: its registry is asked, and a failed job is tried again."""
+        with self._database.write() as connection:
+            image_id = self._image_id(connection, repository, wish, wished=False)
+            connection.execute(sa.update(images).where(images.c.id == image_id).values(requested=True))
+            connection.execute(
+                self._database.insert(hints)
+                .values(
+                    registry=wish.registry,
+                    image_repository=wish.repository,
+                    source="request",
+                    received_at=self._clock(),
+                )
+                .on_conflict_do_nothing()
+            )
+
+    def observe(self, repository: str, wish: Wish, digest: str) -> bool:
+        """The registry says that the tag of *wish* names *digest*; True if that makes a job.
+
+        Nothing happens if that digest is published, under way, or has failed for good. Older digests of the same image
+        that nobody started yet are superseded: the newest wins.
+        """
+        now = self._clock()
+        with self._database.write() as connection:
+            image_id = self._image_id(connection, repository, wish, wished=None)
+            image = connection.execute(sa.select(images).where(images.c.id == image_id)).one()
+            values = {"digest": digest, "error": None, "checked_at": now, "requested": False}
+            connection.execute(sa.update(images).where(images.c.id == image_id).values(**values))
+            if image.digest != digest:
+                connection.execute(sa.insert(history).values(image_id=image_id, digest=digest, seen_at=now))
+                connection.execute(
+                    sa.update(jobs)
+                    .where(jobs.c.image_id == image_id, jobs.c.digest != digest, jobs.c.state == JobState.QUEUED)
+                    .values(state=JobState.SUPERSEDED, finished_at=now)
+                )
+            return self._want(connection, image, digest)
+
+    def _want(self, connection: sa.Connection, image: sa.Row[tuple[object, ...]], digest: str) -> bool:
+        """Make a job for *digest*, or revive the one that is there; False if there is nothing to do."""
+        now = self._clock()
+        job = connection.execute(
+            sa.select(jobs).where(jobs.c.image_id == image.id, jobs.c.digest == digest)
+        ).one_or_none()
+        if job is None:
+            fresh = {"state": JobState.QUEUED, "attempts": 0, "created_at": now, "queued_at": now, "transient": False}
+            connection.execute(sa.insert(jobs).values(image_id=image.id, digest=digest, **fresh))
+            return True
+        state = JobState(job.state)
+        if state in OPEN:
+            return False
+        if state in SUCCESSFUL:
+            wanted = image.published_digest != digest or image.requested
+        elif state is JobState.FAILED:
+            outage_over = job.transient and now - job.finished_at > self._rules.revive_after_s
+            wanted = image.requested or outage_over or image.digest != digest
+        else:
+            wanted = True
+        if wanted:
+            again = {"state": JobState.QUEUED, "attempts": 0, "queued_at": now, "sent_at": None, "next_try_at": None}
+            connection.execute(sa.update(jobs).where(jobs.c.id == job.id).values(**again, progress=None, error=None))
+        return bool(wanted)
+
+    def observe_trouble(self, repository: str, wish: Wish, error: str) -> None:
+        """The registry could not say what the tag of *wish* names. Nothing that is published is touched."""
+        values = {"error": error[:_MAX_ERROR_LENGTH], "checked_at": self._clock()}
+        with self._database.write() as connection:
+            image_id = self._image_id(connection, repository, wish, wished=None)
+            connection.execute(sa.update(images).where(images.c.id == image_id).values(**values))
+
+    def settle_request(self, repository: str, wish: Wish) -> None:
+        """The image that was asked for does not exist; it is not looked for again until somebody asks again."""
+        same = (images.c.repository == repository, images.c.name == wish.simple_name)
+        with self._database.write() as connection:
+            connection.execute(sa.update(images).where(*same).values(requested=False))
+
+    def keep_wished(self, repository: str, names: Iterable[str], *, registry: str, image_repository: str) -> None:
+        """Of one source, exactly the images *names* are wished now."""
+        kept = list(names)
+        mine = (
+            images.c.repository == repository,
+            images.c.registry == registry,
+            images.c.image_repository == image_repository,
+        )
+        with self._database.write() as connection:
+            connection.execute(sa.update(images).where(*mine, images.c.wished).values(wished=False))
+            for name in kept:
+                connection.execute(sa.update(images).where(*mine, images.c.name == name).values(wished=True))
+
+    def _image_id(self, connection: sa.Connection, repository: str, wish: Wish, *, wished: bool | None) -> int:
+        same = (images.c.repository == repository, images.c.name == wish.simple_name)
+        found = connection.execute(sa.select(images.c.id, images.c.reference).where(*same)).one_or_none()
+        if found is not None:
+            changes: dict[str, object] = {"wished": True} if wished else {}
+            if found.reference != wish.reference:
+                changes["reference"] = wish.reference
+            if changes:
+                connection.execute(sa.update(images).where(images.c.id == found.id).values(**changes))
+            return int(found.id)
+        connection.execute(
+            self._database.insert(images)
+            .values(
+                repository=repository,
+                name=wish.simple_name,
+                reference=wish.reference,
+                registry=wish.registry,
+                image_repository=wish.repository,
+                wished=bool(wished),
+                requested=False,
+                created_at=self._clock(),
+            )
+            .on_conflict_do_nothing()
+        )
+        return int(connection.execute(sa.select(images.c.id).where(*same)).scalar_one())
+
+    # Sending
+
+    def to_send(self, *, queue_is_empty: bool, limit: int = 500) -> list[int]:
+        """Jobs that have to be put into the queue now, oldest first.
+
+        Args:
+            queue_is_empty: then jobs whose message was sent a while ago are due again: it was lost, or a worker holds
+                it back, and then the second message finds the job taken.
+            limit: how many at most.
+        """
+        now = self._clock()
+        due = sa.and_(jobs.c.sent_at.is_(None), sa.or_(jobs.c.next_try_at.is_(None), jobs.c.next_try_at <= now))
+        if queue_is_empty:
+            due = sa.or_(due, jobs.c.sent_at <= now - self._rules.resend_after_s)
+        query = sa.select(jobs.c.id).where(jobs.c.state == JobState.QUEUED, due).order_by(jobs.c.queued_at, jobs.c.id)
+        with self._database.read() as connection:
+            return list(connection.execute(query.limit(limit)).scalars())
+
+    def sent(self, job_ids: Iterable[int]) -> None:
+        """The messages of *job_ids* were accepted by the broker."""
+        ids = list(job_ids)
+        if ids:
+            with self._database.write() as connection:
+                connection.execute(sa.update(jobs).where(jobs.c.id.in_(ids)).values(sent_at=self._clock()))
+
+    # Running
+
+    def claim(self, job_id: int, owner: str, is_dead: Callable[[str], bool]) -> Claim | None:
+        """Take job *job_id*; None if it is finished, or somebody who lives works on it or on its image.
+
+        Args:
+            job_id: from the message.
+            owner: who asks.
+            is_dead: tells of another owner whether it is known to have ended.
+        """
+        now = self._clock()
+        with self._database.write() as connection:
+            job = connection.execute(
+                sa.select(jobs, images.c.repository, images.c.name, images.c.reference)
+                .join(images, images.c.id == jobs.c.image_id)
+                .where(jobs.c.id == job_id)
+                .with_for_update()  # the image's row too: one conversion of an image at a time
+            ).one_or_none()
+            if job is None or JobState(job.state) not in OPEN or not self._is_free(job, is_dead):
+                return None
+            if job.attempts >= self._rules.max_attempts:
+                self._give_up(connection, job)
+                return None
+            others = connection.execute(
+                sa.select(jobs).where(
+                    jobs.c.image_id == job.image_id, jobs.c.id != job.id, jobs.c.state == JobState.RUNNING
+                )
+            ).all()
+            if not all(self._is_free(other, is_dead) for other in others):
+                later = {"sent_at": None, "next_try_at": now + self._rules.put_off_s}
+                connection.execute(sa.update(jobs).where(jobs.c.id == job.id).values(**later))
+                return None
+            values = {
+                "state": JobState.RUNNING,
+                "attempts": job.attempts + 1,
+                "owner": owner,
+                "heartbeat_at": now,
+                "started_at": now,
+                "progress": None,
+            }
+            connection.execute(sa.update(jobs).where(jobs.c.id == job.id).values(**values))
+        return Claim(job.id, job.repository, job.name, job.reference, job.digest, job.attempts + 1, owner)
+
+    def beat(self, claim: Claim, progress: dict[str, object] | None) -> bool:
+        """Say that *claim* is being worked on; False if it was lost."""
+        values: dict[str, object] = {"heartbeat_at": self._clock()}
+        if progress is not None:
+            values["progress"] = json.dumps(progress)
+        with self._database.write() as connection:
+            return self._update_claimed(connection, claim, values)
+
+    def finish(self, claim: Claim, outcome: Outcome) -> bool:
+        """The conversion succeeded; False if the claim was lost meanwhile (then its next owner finds it done)."""
+        now = self._clock()
+        state = JobState.DONE if outcome.changed else JobState.UNCHANGED
+        values = {
+            "state": state,
+            "finished_at": now,
+            "error": None,
+            "owner": None,
+            "transient": False,
+            "result": json.dumps(outcome.details, default=str),
+        }
+        published = {
+            "published_digest": claim.digest,
+            "public_path": outcome.public_path,
+            "flat_path": outcome.flat_path,
+            "revision": outcome.revision,
+            "published_at": now,
+        }
+        with self._database.write() as connection:
+            if not self._update_claimed(connection, claim, values):
+                return False
+            same = (images.c.repository == claim.repository, images.c.name == claim.name)
+            connection.execute(sa.update(images).where(*same).values(**published))
+        return True
+
+    def fail(self, claim: Claim, error: str, *, transient: bool) -> bool:
+        """The try ended with *error*; tried again after a pause if it is *transient* and was not the last try."""
+        now = self._clock()
+        values: dict[str, object] = {"error": error[:_MAX_ERROR_LENGTH], "transient": transient, "owner": None}
+        if transient and claim.attempt < self._rules.max_attempts:
+            pause = self._rules.pause_s(claim.attempt, self._jitter)
+            values |= {"state": JobState.QUEUED, "sent_at": None, "next_try_at": now + pause}
+        else:
+            values |= {"state": JobState.FAILED, "finished_at": now}
+        with self._database.write() as connection:
+            return self._update_claimed(connection, claim, values)
+
+    def release(self, claim: Claim) -> None:
+        """The owner has to stop before the end, through no fault of the job: it does not count as a try."""
+        values: dict[str, object] = {
+            "state": JobState.QUEUED,
+            "attempts": claim.attempt - 1,
+            "owner": None,
+            "sent_at": None,
+            "next_try_at": None,
+        }
+        with self._database.write() as connection:
+            self._update_claimed(connection, claim, values)
+
+    def sweep(self, is_dead: Callable[[str], bool]) -> list[int]:
+        """Queue what has no live owner any more, or give it up after the last try; gives the jobs' numbers."""
+        swept = []
+        running = sa.select(jobs).where(jobs.c.state == JobState.RUNNING)
+        with self._database.read() as connection:
+            lost = [job.id for job in connection.execute(running) if self._is_free(job, is_dead)]
+        if not lost:
+            return []
+        with self._database.write() as connection:
+            for job in connection.execute(running.where(jobs.c.id.in_(lost)).with_for_update()).all():
+                if not self._is_free(job, is_dead):
+                    continue
+                swept.append(job.id)
+                if job.attempts >= self._rules.max_attempts:
+                    self._give_up(connection, job)
+                else:
+                    values = {"state": JobState.QUEUED, "owner": None, "sent_at": None, "next_try_at": None}
+                    connection.execute(sa.update(jobs).where(jobs.c.id == job.id).values(**values))
+        return swept
+
+    def _give_up(self, connection: sa.Connection, job: sa.Row[tuple[object, ...]]) -> None:
+        last = f" (before that: {job.error})" if job.error else ""
+        error = f"the worker died or lost its connection in each of {job.attempts} tries{last}"
+        values = {"state": JobState.FAILED, "owner": None, "finished_at": self._clock(), "error": error}
+        connection.execute(sa.update(jobs).where(jobs.c.id == job.id).values(**values, transient=False))
+
+    def _is_free(self, job: sa.Row[tuple[object, ...]], is_dead: Callable[[str], bool]) -> bool:
+        if JobState(job.state) is not JobState.RUNNING:
+            return True
+        silent_s = self._clock() - (job.heartbeat_at or 0.0)
+        return silent_s > self._rules.stale_after_s or is_dead(job.owner or "")
+
+    def _update_claimed(self, connection: sa.Connection, claim: Claim, values: dict[str, object]) -> bool:
+        mine = (
+            jobs.c.id == claim.job_id,
+            jobs.c.state == JobState.RUNNING,
+            jobs.c.owner == claim.owner,
+            jobs.c.attempts == claim.attempt,
+        )
+        return connection.execute(sa.update(jobs).where(*mine).values(**values)).rowcount == 1

@@ -1,0 +1,191 @@
+"""What is wished, what registries hinted at, and which of them could be read: part of the farm's database."""
+
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import sqlalchemy as sa
+
+from converter.farm_database import FarmDatabase
+from converter.farm_schema import hints, images, sources, wishes, wishlists
+from converter.wishlist import Wish, Wishlist
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Source:
+    """One repository of one registry: what is looked at in one go."""
+
+    registry: str
+    repository: str
+
+
+@dataclass(frozen=True, slots=True)
+class AppliedWishlist:
+    """A wishlist as it was applied."""
+
+    name: str
+    repository: str
+    applied_at: float
+    references: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class SourceState:
+    """When a source was asked, and how it went."""
+
+    source: Source
+    checked_at: float
+    read_at: float | None
+    error: str | None
+
+
+class WishStore:
+    """Wishlists, hints and sources."""
+
+    def __init__(self, database: FarmDatabase, *, clock: Callable[[], float] = time.time) -> None:
+        self._database = database
+        self._clock = clock
+
+    def apply(self, name: str, wishlist: Wishlist, body: str) -> bool:
+        """Replace the wishlist *name* by *wishlist*; False if nothing changes. Images that exist already stay."""
+        with self._database.write() as connection:
+            old = connection.execute(sa.select(wishlists.c.body).where(wishlists.c.name == name)).scalar()
+            if old == body:
+                return False
+            connection.execute(sa.delete(wishes).where(wishes.c.wishlist == name))
+            connection.execute(sa.delete(wishlists).where(wishlists.c.name == name))
+            connection.execute(
+                sa.insert(wishlists).values(
+                    name=name,
+                    repository=wishlist.repository,
+                    user_name=wishlist.user,
+                    output_format=wishlist.output_format,
+                    body=body,
+                    applied_at=self._clock(),
+                )
+            )
+            rows = [
+                {
+                    "wishlist": name,
+                    "position": position,
+                    "reference": wish.reference,
+                    "registry": wish.registry,
+                    "image_repository": wish.repository,
+                }
+                for position, wish in enumerate(wishlist.wishes)
+            ]
+            if rows:
+                connection.execute(sa.insert(wishes), rows)
+            wished = sa.exists().where(
+                wishes.c.registry == images.c.registry, wishes.c.image_repository == images.c.image_repository
+            )
+            connection.execute(sa.update(images).where(images.c.wished, ~wished).values(wished=False))
+            self._add_hints(
+                connection, {Source(wish.registry, wish.repository) for wish in wishlist.wishes}, "wishlist"
+            )
+        return True
+
+    def wishlists(self) -> list[AppliedWishlist]:
+        """All wishlists, by name."""
+        with self._database.read() as connection:
+            lists = connection.execute(sa.select(wishlists).order_by(wishlists.c.name)).all()
+            rows = connection.execute(
+                sa.select(wishes.c.wishlist, wishes.c.reference).order_by(wishes.c.position)
+            ).all()
+        return [
+            AppliedWishlist(
+                row.name,
+                row.repository,
+                row.applied_at,
+                tuple(wish.reference for wish in rows if wish.wishlist == row.name),
+            )
+            for row in lists
+        ]
+
+    def wished(self, source: Source | None = None) -> dict[Source, list[Wish]]:
+        """Wishes by source, all or those of *source*; with the images that somebody asked for by name."""
+        asked = sa.select(images.c.reference).where(images.c.requested)
+        listed = sa.select(wishes.c.reference).order_by(wishes.c.wishlist, wishes.c.position)
+        if source is not None:
+            listed = listed.where(wishes.c.registry == source.registry, wishes.c.image_repository == source.repository)
+            asked = asked.where(images.c.registry == source.registry, images.c.image_repository == source.repository)
+        with self._database.read() as connection:
+            references = [*connection.execute(listed).scalars(), *connection.execute(asked).scalars()]
+        found: dict[Source, list[Wish]] = {}
+        for wish in map(Wish.parse, dict.fromkeys(references)):
+            found.setdefault(Source(wish.registry, wish.repository), []).append(wish)
+        return found
+
+    def add_hints(self, hinted: Iterable[Source], source: str) -> int:
+        """Remember that something may have changed at the *hinted* sources, if they are wished; gives how many are.
+
+        A registry often calls itself by another name than its users, so a hint whose registry is not known counts for
+        each registry with a wished repository of that name. A hint costs a look and can do no harm.
+        """
+        wanted = set(hinted)
+        with self._database.write() as connection:
+            names = {source.repository for source in wanted}
+            rows = connection.execute(
+                sa.select(wishes.c.registry, wishes.c.image_repository).where(wishes.c.image_repository.in_(names))
+            )
+            known = {Source(row.registry, row.image_repository) for row in rows}
+            chosen = {
+                each
+                for hint in wanted
+                for each in ({hint} if hint in known else {s for s in known if s.repository == hint.repository})
+            }
+            self._add_hints(connection, chosen, source)
+        return len(chosen)
+
+    def _add_hints(self, connection: sa.Connection, chosen: Iterable[Source], source: str) -> None:
+        now = self._clock()
+        rows = [
+            {"registry": each.registry, "image_repository": each.repository, "source": source, "received_at": now}
+            for each in sorted(chosen)
+        ]
+        if rows:
+            connection.execute(self._database.insert(hints).on_conflict_do_nothing(), rows)
+
+    def hint_again(self, source: Source) -> None:
+        """Look at *source* once more, soon."""
+        with self._database.write() as connection:
+            self._add_hints(connection, [source], "again")
+
+    def take_hints(self, *, except_for: Iterable[Source] = ()) -> list[Source]:
+        """Remove and give all hints but those *except_for*, which wait."""
+        waiting = set(except_for)
+        with self._database.read() as connection:
+            rows = connection.execute(sa.select(hints.c.registry, hints.c.image_repository)).all()
+        taken = [source for row in rows if (source := Source(row.registry, row.image_repository)) not in waiting]
+        if taken:
+            with self._database.write() as connection:
+                for source in taken:
+                    connection.execute(
+                        sa.delete(hints).where(
+                            hints.c.registry == source.registry, hints.c.image_repository == source.repository
+                        )
+                    )
+        return taken
+
+    def note_source(self, source: Source, error: str | None) -> None:
+        """Remember that *source* was read just now, or why it could not be."""
+        now = self._clock()
+        values: dict[str, object] = {"checked_at": now, "error": error}
+        if error is None:
+            values["read_at"] = now
+        with self._database.write() as connection:
+            connection.execute(
+                self._database.insert(sources)
+                .values(registry=source.registry, image_repository=source.repository, **values)
+                .on_conflict_do_update(index_elements=["registry", "image_repository"], set_=values)
+            )
+
+    def source_states(self) -> list[SourceState]:
+        """All sources that were ever asked."""
+        query = sa.select(sources).order_by(sources.c.registry, sources.c.image_repository)
+        with self._database.read() as connection:
+            rows = connection.execute(query).all()
+        return [
+            SourceState(Source(row.registry, row.image_repository), row.checked_at, row.read_at, row.error)
+            for row in rows
+        ]

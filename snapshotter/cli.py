@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from fs.runtime.exits import Exit
-from fs.runtime.output import command_errors, print_json
+from fs.runtime.output import command_errors, print_json, progress, say
 
 _CONTAINERD = Path("/run/containerd/containerd.sock")
 _PLUGIN = "cvmfs-snapshotter"  # the name that nerdctl knows
@@ -15,6 +15,7 @@ _PLUGIN = "cvmfs-snapshotter"  # the name that nerdctl knows
 def register(app: typer.Typer) -> None:
     """Add the room's commands to *app*."""
     app.command("snapshotter")(run_snapshotter)
+    app.command()(pull)
     app.command()(doctor)
 
 
@@ -41,6 +42,60 @@ def run_snapshotter(
         settings = load_settings(config, {"address": address, "root": root, "mountpoint": mountpoint})
         configure_logging()
         anyio.run(serve, settings)
+
+
+def pull(
+    image: Annotated[str, typer.Argument(help="registry/repository[:tag][@digest]")],
+    namespace: Annotated[str, typer.Option(help="Namespace of containerd.")] = "default",
+    containerd: Annotated[Path, typer.Option(help="Socket of containerd.")] = _CONTAINERD,
+    snapshotter: Annotated[str, typer.Option(help="Name of the plugin in containerd's configuration.")] = _PLUGIN,
+    architecture: Annotated[
+        str | None, typer.Option(help="As images name it (amd64, arm64); default: this machine's.")
+    ] = None,
+    plain_http: Annotated[bool, typer.Option("--plain-http", help="The registry speaks no TLS.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")] = False,
+) -> None:
+    """Pull an image into containerd without its layers, as far as the repository has them.
+
+    Works with containerd 1.6 to 2.x. Afterwards: ctr run --rm --snapshotter cvmfs-snapshotter IMAGE NAME
+
+    Example: unpackd pull registry.example.org/team/tool:1.2
+    """
+    import dataclasses
+
+    import anyio
+    from registry_proxy.client import open_client
+    from registry_proxy.oci.reference import Reference
+
+    from fs.runtime.logs import configure_logging
+    from snapshotter.containerd import connected
+    from snapshotter.pull import Puller, PullRequest, PullResult
+
+    async def run(request: PullRequest) -> PullResult:
+        with progress(image, quiet=as_json) as advance:
+            async with open_client(plain_http=plain_http) as registry, connected(containerd) as daemon:
+                return await Puller(daemon, registry, advance).pull(request)
+
+    with command_errors(as_json=as_json):
+        configure_logging("warning")
+        request = PullRequest(
+            reference=Reference.parse(image),
+            namespace=namespace,
+            snapshotter=snapshotter,
+            architecture=architecture,
+        )
+        result = anyio.run(run, request)
+        if as_json:
+            print_json(dataclasses.asdict(result))
+        else:
+            made = (
+                (result.layers_served, "served"),
+                (result.layers_unpacked, "unpacked"),
+                (result.layers_present, "there already"),
+            )
+            layers = ", ".join(f"{count} {word}" for count, word in made if count) or "none"
+            typer.echo(f"{result.image}@{result.digest}")
+            say(f"layers: {layers}; {result.bytes_fetched} bytes fetched in {result.seconds} s")
 
 
 def doctor(

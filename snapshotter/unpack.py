@@ -77,14 +77,17 @@ class Unpacking:
             return False
         return True
 
-    async def unpack(self, layer: Layer, labels: Mapping[str, str]) -> Outcome:
-        """Make the snapshot of *layer*, whose parent is there.
+    async def unpack(self, layer: Layer, layers: Sequence[Layer]) -> Outcome:
+        """Make the snapshot of *layer*, one of *layers*, whose parent is there.
 
         Raises:
             ContainerdError: containerd refused something.
             PullError: the snapshotter says that it serves the layer, and then it is not there.
             LayerMismatchError: the layer is not what the config says.
         """
+        labels = layer_labels(
+            layers, layers.index(layer), image_name=self.image_name, manifest_digest=self.manifest_digest
+        )
         for _ in range(_ATTEMPTS):
             if await self.is_present(layer.chain_id):
                 return Outcome.PRESENT

@@ -1,6 +1,5 @@
 """One pass over a layer's blob: unpack, verify the DiffID, parse, store the files, and note what the layer changes."""
 
-import hashlib
 import stat
 from collections.abc import Callable, Iterable, Iterator
 from typing import Protocol
@@ -11,6 +10,7 @@ from converter.layer_streams import unpacked
 from converter.layer_tar import TarReader
 from converter.limits import Limits
 from fs.format.tree import Content
+from registry_proxy.oci.digest import Digest
 
 _WHOLE_BYTES = 1 << 20
 """Files up to this size are handed on in one piece, larger ones as a stream."""
@@ -32,7 +32,7 @@ def read_layer(  # noqa: PLR0913  # the collaborators of one pass, all by name
     blob: Iterable[bytes],
     *,
     packing: str | None,
-    diff_id: str,
+    diff_id: Digest,
     store: ContentStore,
     limits: Limits,
     report: Callable[[int], None] = lambda _: None,
@@ -55,7 +55,7 @@ def read_layer(  # noqa: PLR0913  # the collaborators of one pass, all by name
         LimitError: a limit is exceeded.
         CorruptLayerError: the stream is broken, or is not what *diff_id* says.
     """
-    tar = _VerifiedStream(blob, packing, limits)
+    tar = _VerifiedStream(blob, packing, diff_id, limits)
     reader = TarReader(tar.next_piece, limits)
     builder = ChangeSetBuilder()
     while (member := reader.next()) is not None:
@@ -72,17 +72,18 @@ def read_layer(  # noqa: PLR0913  # the collaborators of one pass, all by name
         builder.add(change)
     if not reader.drain():
         builder.warn(b"", "behind the end of the archive is left out: the archive goes on there")
-    tar.verify(diff_id)
-    return builder.finish(diff_id=diff_id, unpacked_bytes=tar.unpacked_bytes)
+    tar.verify()
+    return builder.finish(diff_id=str(diff_id), unpacked_bytes=tar.unpacked_bytes)
 
 
 class _VerifiedStream:
     """The pieces of a tar, hashed and counted on their way."""
 
-    def __init__(self, blob: Iterable[bytes], packing: str | None, limits: Limits) -> None:
+    def __init__(self, blob: Iterable[bytes], packing: str | None, diff_id: Digest, limits: Limits) -> None:
         self._pieces = unpacked(self._counted(blob), packing)
         self._limits = limits
-        self._hasher = hashlib.sha256()
+        self._diff_id = diff_id
+        self._hasher = diff_id.hasher()
         self._packed_bytes = 0
         self.unpacked_bytes = 0
 
@@ -108,11 +109,11 @@ class _VerifiedStream:
             )
         return piece
 
-    def verify(self, diff_id: str) -> None:
-        """Raises CorruptLayerError unless all that was read has the digest *diff_id*."""
-        found = f"sha256:{self._hasher.hexdigest()}"
-        if found != diff_id:
+    def verify(self) -> None:
+        """Raises CorruptLayerError unless all that was read has the DiffID that it should have."""
+        found = self._hasher.hexdigest()
+        if found != self._diff_id.hex:
             raise CorruptLayerError(
-                f"the unpacked layer has the DiffID {found}, but the image's config says {diff_id}; "
-                "the image must be built or pushed again"
+                f"the unpacked layer has the DiffID {self._diff_id.algorithm}:{found}, but the image's config says "
+                f"{self._diff_id}; the image must be built or pushed again"
             )

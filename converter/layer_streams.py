@@ -56,10 +56,11 @@ def unpacked(parts: Iterable[bytes], expected: str | None) -> Iterator[bytes]:
     if expected not in (None, packing):
         raise CorruptLayerError(f"the layer's media type says {expected}, but its bytes are {packing}")
     if packing == GZIP:
-        return _gunzip(source)
-    if packing == ZSTD:
-        return _unzstd(source)
-    return _slices(source)
+        yield from _gunzip(source)
+    elif packing == ZSTD:
+        yield from _unzstd(source)
+    else:
+        yield from _slices(source)
 
 
 class _Parts:

@@ -1,0 +1,128 @@
+"""Settings of conversions: flags, then ``UNPACKD_…`` variables, then ``[converter]`` of one TOML file."""
+
+import os
+import re
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError
+
+from converter.errors import SettingsError
+from converter.limits import Limits
+
+DEFAULT_FILE = Path("/etc/unpackd/config.toml")
+FILE_VARIABLE = "UNPACKD_CONFIG"
+_TABLE, _LIMITS = "converter", "limits"
+_VARIABLES = {"repo": "UNPACKD_REPO", "storage": "UNPACKD_STORAGE", "keys": "UNPACKD_KEYS"}
+_LIMIT_PREFIX = "UNPACKD_CONVERTER_LIMITS_"
+_DEFAULTS = Limits()
+
+
+class LimitSettings(BaseModel):
+    """Limits of one layer; ``[converter.limits]`` and ``UNPACKD_CONVERTER_LIMITS_…``."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    max_layer_bytes: PositiveInt = Field(default=_DEFAULTS.max_layer_bytes, description="One layer, unpacked.")
+    max_entries: PositiveInt = Field(default=_DEFAULTS.max_entries, description="Entries of one layer.")
+    max_header_bytes: PositiveInt = Field(default=_DEFAULTS.max_header_bytes, description="One extended header.")
+    max_ratio: PositiveInt = Field(default=_DEFAULTS.max_ratio, description="Unpacked to packed bytes of one layer.")
+
+    def limits(self) -> Limits:
+        """The values as the layers' reader takes them."""
+        return Limits(**self.model_dump())
+
+
+class ConversionSettings(BaseModel):
+    """Which repository images go to, and what they may cost."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    repo: str | None = Field(default=None, description="Name of the repository.")
+    storage: str | None = Field(default=None, description="Its storage: a directory.")
+    keys: Path | None = Field(default=None, description="Directory with its keys.")
+    limits: LimitSettings = LimitSettings()
+
+
+def load_settings(
+    file: Path | None = None,
+    *,
+    flags: Mapping[str, str | Path | None] | None = None,
+    environment: Mapping[str, str] = os.environ,
+) -> ConversionSettings:
+    """Settings from *flags*, *environment* and *file*, in this order.
+
+    Args:
+        file: None for the file that ``UNPACKD_CONFIG`` names, else the default one, which need not exist.
+        flags: what the command line says; None for what it does not say.
+        environment: the variables.
+
+    Raises:
+        SettingsError: a value is wrong, a key or a limit's variable is unknown, or the file cannot be read.
+    """
+    named = environment.get(FILE_VARIABLE)
+    table = _read_table(file or (Path(named) if named else None))
+    limits = {**table.pop(_LIMITS, {}), **_limit_variables(environment)}
+    values = {key: environment[variable] for key, variable in _VARIABLES.items() if environment.get(variable)}
+    given = {key: value for key, value in (flags or {}).items() if value is not None}
+    try:
+        return ConversionSettings.model_validate({**table, **values, **given, _LIMITS: limits})
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise SettingsError(f"setting {'.'.join(map(str, first['loc']))}: {first['msg']}") from error
+
+
+def _limit_variables(environment: Mapping[str, str]) -> dict[str, str]:
+    found = {
+        name.removeprefix(_LIMIT_PREFIX).lower(): value
+        for name, value in environment.items()
+        if name.startswith(_LIMIT_PREFIX)
+    }
+    for key in found:
+        if key not in LimitSettings.model_fields:
+            known = ", ".join(_LIMIT_PREFIX + name.upper() for name in LimitSettings.model_fields)
+            raise SettingsError(f"{_LIMIT_PREFIX}{key.upper()} is no limit; there are {known}")
+    return found
+
+
+def _read_table(file: Path | None) -> dict[str, Any]:
+    """The table ``[converter]``, with only known keys in it; values are not checked."""
+    path = file or DEFAULT_FILE
+    try:
+        text = path.read_text(encoding="utf-8")
+        table = tomllib.loads(text).get(_TABLE, {})
+    except FileNotFoundError as error:
+        if file is None:
+            return {}
+        raise SettingsError(f"{path} does not exist") from error
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise SettingsError(f"{path}: {error}") from error
+    if not isinstance(table, dict) or not isinstance(table.get(_LIMITS, {}), dict):
+        raise SettingsError(f"{path}: {_TABLE} and {_TABLE}.{_LIMITS} must be tables")
+    _refuse_unknown(path, text, _TABLE, table, ConversionSettings)
+    _refuse_unknown(path, text, f"{_TABLE}.{_LIMITS}", table.get(_LIMITS, {}), LimitSettings)
+    return table
+
+
+def _refuse_unknown(path: Path, text: str, name: str, table: Mapping[str, object], model: type[BaseModel]) -> None:
+    for key in table:
+        if key not in model.model_fields:
+            raise SettingsError(f"{path}:{_line_of(text, name, key)}: unknown key {key!r} in [{name}]")
+
+
+def _line_of(text: str, table: str, key: str) -> int:
+    """Number of the line on which *key* is set in *table*; 0 if it is written in some other form."""
+    inside = False
+    header = re.compile(rf"\s*\[\s*{re.escape(table)}(\.{re.escape(key)})?\s*\]")
+    setting = re.compile(rf"""\s*["']?{re.escape(key)}["']?\s*[=.]""")
+    for number, line in enumerate(text.splitlines(), start=1):
+        if line.lstrip().startswith("["):
+            found = header.match(line)
+            if found is not None and found.group(1):
+                return number
+            inside = found is not None
+        elif inside and setting.match(line):
+            return number
+    return 0

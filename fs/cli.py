@@ -2,6 +2,9 @@
 
 import typer
 
+from fs import repo_cli
+
 
 def register(app: typer.Typer) -> None:
     """Add the room's commands to *app*."""
+    app.add_typer(repo_cli.app, name="repo")

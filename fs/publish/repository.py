@@ -109,7 +109,7 @@ class Repository:
         """
         if not _NAME.fullmatch(name):
             raise RefusedError(f"{name!r} cannot name a repository: up to 60 of letters, digits and . _ - can")
-        store = _local(storage, durable=durable)
+        store = local_store(storage, durable=durable)
         if (store.root / MANIFEST).exists():
             raise RefusedError(f"there is a repository in {store.root} already")
         store.prepare()
@@ -129,7 +129,7 @@ class Repository:
             AbsentError: there is no repository, or a key is missing.
             RefusedError: it has another name, or others may read a key.
         """
-        store = _local(storage, durable=durable)
+        store = local_store(storage, durable=durable)
         manifest = read_manifest(store)
         if manifest.name != name:
             raise RefusedError(f"the repository in {store.root} is {manifest.name}, not {name}")
@@ -254,8 +254,7 @@ class Repository:
 
     def whitelist_expires(self) -> datetime:
         """Until when clients take new revisions."""
-        envelope = self._store.read_named(WHITELIST, limit_bytes=MAX_WHITELIST_BYTES)
-        return Whitelist.parse(SignedText.parse(envelope).text).expires
+        return read_whitelist(self._store).expires
 
     def resign(self, *, lifetime: timedelta = WHITELIST_LIFETIME) -> datetime:
         """Sign a new whitelist; gives its expiry."""
@@ -392,6 +391,12 @@ def read_manifest(store: Store) -> Manifest:
     return Manifest.parse(SignedText.parse(envelope).text)
 
 
+def read_whitelist(store: Store) -> Whitelist:
+    """What the whitelist says; its signature is not looked at. Raises AbsentError, MalformedError, NotTrustedError."""
+    envelope = store.read_named(WHITELIST, limit_bytes=MAX_WHITELIST_BYTES)
+    return Whitelist.parse(SignedText.parse(envelope).text)
+
+
 def read_history(store: Store, name: Hash) -> bytes:
     """The database of the history object *name*. Raises AbsentError, CorruptError, RefusedError."""
     stored = store.get(name, Suffix.HISTORY, limit_bytes=MAX_HISTORY_BYTES)
@@ -427,7 +432,8 @@ def _metainfo() -> bytes:
     return json.dumps(document, indent=2).encode()
 
 
-def _local(storage: str, *, durable: bool) -> LocalStore:
+def local_store(storage: str, *, durable: bool = True) -> LocalStore:
+    """The store that *storage* names. Raises RefusedError if it is not a directory's path."""
     if "://" in storage:
         raise RefusedError(f"{storage}: only directories can be published to so far")
     return LocalStore(Path(storage), durable=durable)

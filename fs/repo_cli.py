@@ -1,0 +1,426 @@
+"""``unpackd repo …``: make, serve, look at and look after a repository that lies in a directory."""
+
+import stat
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from fs.runtime.errors import UsageError
+from fs.runtime.exits import Exit
+from fs.runtime.output import command_errors, print_json, say
+
+if TYPE_CHECKING:
+    from fs.format.catalog import Entry
+    from fs.format.history import Tag
+    from fs.publish.check import Verdict
+    from fs.store.local import LocalStore
+
+_PERCENT = 100.0
+_STOP_AFTER_S = 2
+
+app = typer.Typer(no_args_is_help=True, help="Make, serve, look at and look after a repository.")
+
+Storage = Annotated[str, typer.Option(help="Directory of the repository's storage.")]
+KeysDirectory = Annotated[Path, typer.Option(help="Directory of the repository's keys.")]
+Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]
+TagName = Annotated[str | None, typer.Option("--tag", help="Look at the revision of this name, not at the newest.")]
+Inside = Annotated[str, typer.Argument(help="Path in the repository.")]
+
+
+@app.command()
+def create(
+    name: Annotated[str, typer.Argument(help="Fully qualified name, such as unpacked.example.org.")],
+    storage: Storage,
+    keys: KeysDirectory,
+    ttl: Annotated[int, typer.Option(min=1, help="Seconds after which clients look for a new revision.")] = 240,
+    as_json: Json = False,
+) -> None:
+    """Make a repository: keys, whitelist, first revision. Clients need KEYS/NAME.pub.
+
+    Example: unpackd repo create unpacked.example.org --storage /srv/unpacked --keys /etc/unpackd/keys
+    """
+    from fs.publish.repository import Repository, Settings
+
+    with command_errors(as_json=as_json):
+        made = Repository.create(name, storage, keys, settings=Settings(ttl_s=ttl))
+        facts = {"name": name, "revision": made.revision, "storage": storage, "pubkey": str(keys / f"{name}.pub")}
+        if as_json:
+            print_json(facts)
+        else:
+            say(f"{name} is at revision {made.revision}; clients need {facts['pubkey']}")
+
+
+@app.command()
+def serve(
+    storage: Storage,
+    listen: Annotated[str, typer.Option(help="HOST:PORT to listen at; port 0 takes a free one.")] = "127.0.0.1:8000",
+) -> None:
+    """Serve a repository over HTTP until interrupted.
+
+    Example: unpackd repo serve --storage /srv/unpacked --listen 0.0.0.0:8000
+    """
+    import uvicorn
+
+    from fs.origin import origin_app
+    from fs.publish.repository import read_manifest
+    from fs.runtime.logs import configure_logging
+
+    with command_errors():
+        host, port = _address(listen)
+        store = _store(storage)
+        name = read_manifest(store).name
+        configure_logging()
+        config = uvicorn.Config(
+            origin_app(store.root, name),
+            host=host,
+            port=port,
+            log_level="warning",
+            access_log=False,
+            timeout_graceful_shutdown=_STOP_AFTER_S,  # streams of events never end by themselves
+        )
+        listener = config.bind_socket()
+        bound = listener.getsockname()
+        say(f"serving http://{bound[0]}:{bound[1]}/cvmfs/{name}")
+        uvicorn.Server(config).run(sockets=[listener])
+
+
+@app.command()
+def info(storage: Storage, as_json: Json = False) -> None:
+    """What a repository is: revision, hashes, times, numbers of entries.
+
+    Example: unpackd repo info --storage /srv/unpacked --json
+    """
+    with command_errors(as_json=as_json):
+        facts = _facts(_store(storage))
+        if as_json:
+            print_json(facts)
+        else:
+            for key, value in facts.items():
+                typer.echo(f"{key}: {value}")
+
+
+@app.command("ls")
+def list_directory(
+    storage: Storage,
+    path: Inside = "/",
+    tag: TagName = None,
+    long: Annotated[bool, typer.Option("--long", "-l", help="With type, owner, size and time.")] = False,
+    as_json: Json = False,
+) -> None:
+    """List a directory of a repository, or say what a path is.
+
+    Example: unpackd repo ls --storage /srv/unpacked -l /.flat
+    """
+    from fs.errors import AbsentError
+    from fs.format.paths import canonical
+    from fs.publish.repository import read_manifest
+    from fs.publish.revisions import view_of
+
+    with command_errors(as_json=as_json):
+        store = _store(storage)
+        view = view_of(store, read_manifest(store), tag)
+        where = canonical(path)
+        found = view.lookup(where)
+        if found is None:
+            raise AbsentError(f"there is no {path} in the repository")
+        entries = view.list(where) if found.is_directory else [found]
+        if as_json:
+            print_json([_entry_facts(entry) for entry in entries])
+            return
+        for entry in entries:
+            typer.echo(_entry_line(entry) if long else _shown(entry.name))
+
+
+@app.command("cat")
+def print_file(storage: Storage, path: Inside, tag: TagName = None) -> None:
+    """Print a file of a repository, verified.
+
+    Example: unpackd repo cat --storage /srv/unpacked /.metadata/registry/image:tag/manifest.json
+    """
+    from fs.format.paths import canonical
+    from fs.publish.repository import read_manifest
+    from fs.publish.revisions import view_of
+    from fs.publish.view import read_parts
+
+    with command_errors():
+        store = _store(storage)
+        content = view_of(store, read_manifest(store), tag).content(canonical(path))
+        for part in read_parts(store, content):
+            sys.stdout.buffer.write(part)
+        sys.stdout.buffer.flush()
+
+
+@app.command()
+def check(
+    storage: Storage,
+    pubkey: Annotated[
+        Path | None,
+        typer.Option(exists=True, dir_okay=False, help="Public key that the whitelist must be signed with."),
+    ] = None,
+    sample: Annotated[str, typer.Option(help="Share of the objects whose bytes are read, such as 10%.")] = "100%",
+    threads: Annotated[int, typer.Option(min=1, max=64, help="Objects read at once.")] = 2,
+    as_json: Json = False,
+) -> None:
+    """Verify every signature, catalog, counter, link, chunk and object. Exit 12 if anything is wrong.
+
+    Example: unpackd repo check --storage /srv/unpacked --pubkey unpacked.example.org.pub
+    """
+    from fs.format.trust import load_public_keys
+    from fs.publish.check import CheckOptions, check_repository
+
+    with command_errors(as_json=as_json):
+        share = _share(sample)
+        pem = pubkey.read_bytes() if pubkey is not None else None
+        with _bar("check", quiet=as_json) as report:
+            options = CheckOptions(
+                keys=load_public_keys(pem) if pem is not None else (),
+                now=datetime.now(UTC),
+                sample=share,
+                threads=threads,
+                report=report,
+            )
+            verdict = check_repository(_store(storage), options)
+        _print_verdict(verdict, as_json=as_json)
+    if not verdict.is_good:
+        raise typer.Exit(Exit.CORRUPT)
+
+
+@app.command("tag")
+def name_revision(
+    storage: Storage,
+    name: Annotated[str | None, typer.Argument(help="Name to set or remove; without it all names are listed.")] = None,
+    keys: Annotated[Path | None, typer.Option(help="Directory of the keys; needed for changes.")] = None,
+    revision: Annotated[int | None, typer.Option(help="Revision to name; default is the newest.")] = None,
+    description: Annotated[str, typer.Option(help="What the name is for.")] = "",
+    remove: Annotated[bool, typer.Option("--remove", help="Remove the name.")] = False,
+    as_json: Json = False,
+) -> None:
+    """List, set or remove names of revisions.
+
+    Example: unpackd repo tag --storage /srv/unpacked --keys /etc/unpackd/keys before-cleaning
+    """
+    from fs.publish.repository import Repository, read_manifest, read_tags
+
+    with command_errors(as_json=as_json):
+        store = _store(storage)
+        manifest = read_manifest(store)
+        if name is None:
+            _print_tags(read_tags(store, manifest), as_json=as_json)
+            return
+        if keys is None:
+            raise UsageError("tags are signed: give --keys, or no name to list them")
+        repository = Repository.open(manifest.name, storage, keys)
+        if remove:
+            repository.remove_tag(name)
+        else:
+            repository.set_tag(_tag(store, name, revision, description))
+
+
+@app.command()
+def history(
+    storage: Storage,
+    limit: Annotated[int, typer.Option(min=1, help="How many revisions at most.")] = 20,
+    as_json: Json = False,
+) -> None:
+    """List revisions, newest first, with their names.
+
+    Example: unpackd repo history --storage /srv/unpacked --limit 5
+    """
+    from itertools import islice
+
+    from fs.publish.repository import read_manifest, read_tags
+    from fs.publish.revisions import revisions
+
+    with command_errors(as_json=as_json):
+        store = _store(storage)
+        manifest = read_manifest(store)
+        tags = read_tags(store, manifest)
+        rows: list[dict[str, Any]] = [
+            {
+                "revision": revision.number,
+                "root": str(revision.root_catalog),
+                "published": _time(revision.published_unix_s),
+                "tags": [tag.name for tag in tags if tag.root_catalog == revision.root_catalog],
+            }
+            for revision in islice(revisions(store, manifest), limit)
+        ]
+        if as_json:
+            print_json(rows)
+            return
+        for row in rows:
+            typer.echo(f"{row['revision']:>8}  {row['published']}  {row['root']}  {' '.join(row['tags'])}".rstrip())
+
+
+@app.command()
+def resign(storage: Storage, keys: KeysDirectory, as_json: Json = False) -> None:
+    """Sign a new whitelist, valid for 30 days.
+
+    Example: unpackd repo resign --storage /srv/unpacked --keys /etc/unpackd/keys
+    """
+    from fs.publish.repository import Repository, read_manifest
+
+    with command_errors(as_json=as_json):
+        name = read_manifest(_store(storage)).name
+        expires = Repository.open(name, storage, keys).resign()
+        if as_json:
+            print_json({"name": name, "whitelist_expires": expires.isoformat()})
+        else:
+            say(f"the whitelist of {name} is valid until {expires:%Y-%m-%d %H:00} UTC")
+
+
+@contextmanager
+def _bar(label: str, *, quiet: bool) -> Iterator[Callable[[int, int], None]]:
+    """A progress bar on stderr, if that is a terminal; gives the function to call with done and total."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    console = Console(stderr=True)
+    with Progress(console=console, transient=True, disable=quiet or not console.is_terminal) as bar:
+        task = bar.add_task(label, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+def _store(storage: str) -> "LocalStore":
+    from fs.publish.repository import local_store
+
+    return local_store(storage)
+
+
+def _address(listen: str) -> tuple[str, int]:
+    host, colon, port = listen.rpartition(":")
+    if not colon or not port.isdigit():
+        raise UsageError(f"{listen!r} is not HOST:PORT")
+    return host.strip("[]") or "127.0.0.1", int(port)
+
+
+def _share(sample: str) -> float:
+    try:
+        share = float(sample.removesuffix("%"))
+    except ValueError as error:
+        raise UsageError(f"{sample!r} is not a percentage such as 10%") from error
+    if not 0 < share <= _PERCENT:
+        raise UsageError(f"{sample!r} is not between 0% and 100%")
+    return share / _PERCENT
+
+
+def _time(unix_s: int) -> str:
+    return datetime.fromtimestamp(unix_s, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def _shown(name: bytes) -> str:
+    return name.decode("utf-8", "backslashreplace")
+
+
+def _facts(store: "LocalStore") -> dict[str, Any]:
+    from contextlib import closing
+
+    from fs.format.catalog import Catalog, connect_bytes
+    from fs.publish.repository import read_manifest, read_tags, read_whitelist
+    from fs.publish.view import CatalogCache
+
+    manifest = read_manifest(store)
+    with closing(connect_bytes(CatalogCache(store).fetch(manifest.root_catalog))) as connection:
+        totals = Catalog(connection).counters().total
+    return {
+        "name": manifest.name,
+        "revision": manifest.revision,
+        "root": str(manifest.root_catalog),
+        "published": _time(manifest.published_unix_s),
+        "ttl_s": manifest.ttl_s,
+        "garbage_collectable": manifest.garbage_collectable,
+        "whitelist_expires": _time(int(read_whitelist(store).expires.timestamp())),
+        "tags": len(read_tags(store, manifest)),
+        "counters": totals,
+    }
+
+
+def _entry_facts(entry: "Entry") -> dict[str, Any]:
+    from fs.format.symlinks import decode_literal
+
+    facts: dict[str, Any] = {
+        "name": _shown(entry.name),
+        "mode": f"{entry.mode:06o}",
+        "uid": entry.uid,
+        "gid": entry.gid,
+        "size": entry.size,
+        "mtime_ns": entry.mtime_ns,
+        "linkcount": entry.linkcount,
+        "hash": None if entry.hash is None else str(entry.hash),
+    }
+    if entry.is_symlink:
+        facts["target"] = _shown(decode_literal(entry.target))
+    return facts
+
+
+def _entry_line(entry: "Entry") -> str:
+    facts = _entry_facts(entry)
+    arrow = f" -> {facts['target']}" if entry.is_symlink else ""
+    time = _time(entry.mtime_ns // 1_000_000_000)
+    kind = stat.filemode(entry.mode)
+    return f"{kind} {entry.linkcount:>3} {entry.uid:>5} {entry.gid:>5} {entry.size:>12} {time} {facts['name']}{arrow}"
+
+
+def _print_tags(tags: "list[Tag]", *, as_json: bool) -> None:
+    rows = [
+        {
+            "name": tag.name,
+            "revision": tag.revision,
+            "root": str(tag.root_catalog),
+            "published": _time(tag.published_unix_s),
+            "description": tag.description,
+        }
+        for tag in tags
+    ]
+    if as_json:
+        print_json(rows)
+        return
+    for row in rows:
+        typer.echo(f"{row['revision']:>8}  {row['published']}  {row['name']}  {row['description']}".rstrip())
+
+
+def _tag(store: "LocalStore", name: str, number: int | None, description: str) -> "Tag":
+    from fs.format.history import Tag
+    from fs.publish.repository import read_manifest
+    from fs.publish.revisions import find_revision
+
+    manifest = read_manifest(store)
+    revision = find_revision(store, manifest, manifest.revision if number is None else number)
+    return Tag(
+        name=name,
+        root_catalog=revision.root_catalog,
+        revision=revision.number,
+        published_unix_s=revision.published_unix_s,
+        size=revision.size,
+        description=description,
+    )
+
+
+def _print_verdict(verdict: "Verdict", *, as_json: bool) -> None:
+    if as_json:
+        document = {
+            "good": verdict.is_good,
+            "name": verdict.name,
+            "revision": verdict.revision,
+            "catalogs": verdict.catalogs,
+            "entries": verdict.entries,
+            "objects": verdict.objects,
+            "objects_read": verdict.objects_read,
+            "bytes_read": verdict.bytes_read,
+            "findings": [
+                {"kind": found.kind, "where": found.where, "message": found.message, "note": found.is_note}
+                for found in verdict.findings
+            ],
+        }
+        print_json(document)
+        return
+    for found in verdict.findings:
+        typer.echo(f"{'note' if found.is_note else 'WRONG'}  {found.kind}  {found.where}: {found.message}")
+    say(
+        f"{verdict.name} revision {verdict.revision}: {verdict.catalogs} catalogs, {verdict.entries} entries, "
+        f"{verdict.objects_read} of {verdict.objects} objects read; {'good' if verdict.is_good else 'NOT good'}"
+    )

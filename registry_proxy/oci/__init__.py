@@ -1,1 +1,1 @@
-"""References, digests, manifests, challenges as pure functions and values."""
+"""The OCI model as pure code: names, digests, manifests, challenges, error codes."""

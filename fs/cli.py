@@ -2,9 +2,11 @@
 
 import typer
 
+import fs.client.cli
 from fs import repo_cli
 
 
 def register(app: typer.Typer) -> None:
     """Add the room's commands to *app*."""
     app.add_typer(repo_cli.app, name="repo")
+    fs.client.cli.register(app)

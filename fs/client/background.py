@@ -1,0 +1,110 @@
+"""Starting a mount's daemon in the background and learning how it went."""
+
+import json
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import NoReturn
+
+from fs.client.mountpoints import MountError
+from fs.errors import FsError, RefusedError
+from fs.runtime.errors import UnpackdError
+from fs.runtime.exits import Exit
+
+Serve = Callable[[Callable[[], None]], None]
+"""Mounts, calls its argument when the mount answers, and returns after it was unmounted."""
+
+
+class DaemonFailedError(FsError):
+    """The daemon ended before its mount answered; the message and the exit code are its own."""
+
+    def __init__(self, sentence: str, code: int) -> None:
+        super().__init__(sentence)
+        self.exit = Exit(code)  # type: ignore[misc]  # the daemon's code instead of the class's
+
+
+def start_in_background(serve: Serve, log_file: Path) -> int:
+    """Run *serve* in a process of its own, output to *log_file*; give its id when its mount answers.
+
+    The caller must not have started threads: the process is forked.
+
+    Raises:
+        DaemonFailedError: *serve* failed; its error is told.
+        RefusedError: the log file cannot be written.
+    """
+    try:
+        log_file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        log = os.open(log_file, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise RefusedError(f"the log file {log_file} cannot be written: {error.strerror}") from error
+    reading, writing = os.pipe()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    child = os.fork()
+    if child == 0:
+        _become_daemon(serve, log, writing)
+    os.close(log)
+    os.close(writing)
+    with os.fdopen(reading, "rb") as stream:
+        told = stream.read()
+    if not told:
+        raise MountError(f"the daemon ended without a word; its log is {log_file}")
+    answer = json.loads(told)
+    if "error" in answer:
+        os.waitpid(child, 0)
+        raise DaemonFailedError(answer["error"], answer["exit"])
+    return child
+
+
+def _become_daemon(serve: Serve, log: int, writing: int) -> NoReturn:
+    """The child's life; it never returns into the caller's code."""
+    code = Exit.FAILED
+    try:
+        os.setsid()
+        nothing = os.open(os.devnull, os.O_RDONLY)
+        os.dup2(nothing, 0)
+        os.dup2(log, 1)
+        os.dup2(log, 2)
+        _close_others(keep=writing)
+        os.chdir("/")
+        serve(lambda: _tell(writing, {"ok": True}))
+        code = Exit.OK
+    except BaseException as error:  # noqa: BLE001  # the edge of the process: the parent tells the user
+        known = _known(error)
+        if known is None:
+            sys.excepthook(type(error), error, error.__traceback__)
+        sentence = str(known) if known is not None else f"internal error: {error!r}"
+        code = known.exit if known is not None else Exit.FAILED
+        _tell(writing, {"error": sentence, "exit": int(code)})
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
+def _close_others(keep: int) -> None:
+    """Close what was inherited, so that nobody waits for the end of a pipe that a daemon holds."""
+    for name in os.listdir("/proc/self/fd"):  # noqa: PTH208
+        number = int(name)
+        if number > 2 and number != keep:  # noqa: PLR2004  # the standard streams
+            try:
+                os.close(number)
+            except OSError:  # the descriptor of the listing itself
+                continue
+
+
+def _tell(writing: int, document: dict[str, object]) -> None:
+    """Say it once; the parent hears the end of the pipe and goes on."""
+    try:
+        os.write(writing, json.dumps(document).encode())
+        os.close(writing)
+    except OSError:
+        return  # it was said before
+
+
+def _known(error: BaseException) -> UnpackdError | None:
+    """The one error of ours behind *error*, which task groups may have wrapped."""
+    while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
+        error = error.exceptions[0]
+    return error if isinstance(error, UnpackdError) else None

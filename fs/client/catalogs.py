@@ -1,0 +1,186 @@
+"""Open catalogs: a bounded number at a time, each verified before it is opened and whenever its file was written to."""
+
+import sqlite3
+from collections import OrderedDict
+from dataclasses import dataclass
+from urllib.parse import quote
+
+import structlog
+
+from fs.client.cache import CacheFullError
+from fs.client.object_file import ObjectFile
+from fs.client.objects import Objects, check_file
+from fs.client.receiving import ObjectRef
+from fs.errors import CatalogError, CorruptError
+from fs.format.catalog import Catalog, Entry, connect_bytes, secure
+from fs.format.hashes import Hash, Suffix
+from fs.format.lookup import serving_catalog
+from fs.store.single_flight import SingleFlight
+
+_log = structlog.get_logger()
+
+_LIMIT_BYTES = 2 << 30
+_IN_MEMORY_LIMIT_BYTES = 256 << 20  # where the cache takes nothing
+_PAGE_CACHE_KIB = 512
+
+
+@dataclass(frozen=True, slots=True)
+class CatalogRef:
+    """A catalog and where it is attached."""
+
+    hash: Hash
+    mountpoint: bytes = b""
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """An entry, where it was found, and where the search for what is below it begins."""
+
+    path: bytes
+    entry: Entry
+    home: CatalogRef  # the catalog that holds the entry
+    inside: CatalogRef  # the catalog that holds a directory's children; home itself for all but mount points
+
+
+@dataclass(slots=True, eq=False)
+class _Open:
+    catalog: Catalog
+    file: ObjectFile | None  # None while it lives in memory
+    state: tuple[int, int, int] | None
+
+    def close(self) -> None:
+        self.catalog.close()
+        if self.file is not None:
+            self.file.close()
+
+
+class Catalogs:
+    """Opens catalogs on demand and keeps the ones used last.
+
+    A Catalog that ``get`` returned may be closed at any later await: use it before the next one. All of it belongs to
+    one event loop. Single look-ups run in it: they take some ten microseconds, less than the way to a thread.
+    """
+
+    def __init__(self, objects: Objects, *, most_open: int = 128) -> None:
+        self.objects = objects
+        self._most_open = most_open
+        self._open = OrderedDict[CatalogRef, _Open]()
+        self._opening = SingleFlight[CatalogRef, None]()
+
+    @property
+    def open_count(self) -> int:
+        """How many are open now."""
+        return len(self._open)
+
+    async def get(self, ref: CatalogRef) -> Catalog:
+        """The catalog named by *ref*.
+
+        Raises:
+            CatalogError: it is not one.
+            AbsentError, CorruptError, RefusedError, UnreachableError: it cannot be had.
+        """
+        while True:
+            found = self._open.get(ref)
+            if found is None:
+                await self._opening.run(ref, lambda: self._open_anew(ref))
+            elif found.file is None or found.file.state() == found.state:
+                self._open.move_to_end(ref)
+                return found.catalog
+            else:
+                await self._check_again(ref, found)
+
+    async def _check_again(self, ref: CatalogRef, found: _Open) -> None:
+        """Somebody wrote to the file (or removed or renamed it): go on with it only if every byte is still right."""
+        file = found.file
+        if file is None:
+            return
+        state = file.state()
+        try:
+            await check_file(file)
+        except (CorruptError, OSError) as error:
+            if self._open.get(ref) is found:
+                del self._open[ref]
+                found.close()
+                self.objects.cache.discard(ref.hash, error)
+        else:
+            found.state = state
+
+    async def _open_anew(self, ref: CatalogRef) -> None:
+        wanted = ObjectRef(ref.hash, Suffix.CATALOG, limit_bytes=_LIMIT_BYTES)
+        try:
+            file = await self.objects.file(wanted)
+        except CacheFullError:
+            wanted = ObjectRef(ref.hash, Suffix.CATALOG, limit_bytes=_IN_MEMORY_LIMIT_BYTES)
+            opened = _Open(Catalog(connect_bytes(await self.objects.whole(wanted)), ref.mountpoint), None, None)
+        else:
+            opened = _open_file(file, self.objects.cache.path_of(ref.hash), ref.mountpoint)
+        self._open[ref] = opened
+        _log.debug("catalog_opened", path=ref.mountpoint.decode("utf-8", "replace"), object=str(ref.hash))
+        while len(self._open) > self._most_open:
+            self._open.popitem(last=False)[1].close()
+
+    async def find(self, start: CatalogRef, path: bytes) -> Found | None:
+        """The entry at *path*, searched from catalog *start*, which is at or above its parent. Raises as ``get``."""
+        home, catalog = await self._walk(start, path, entering=False)
+        entry = catalog.lookup(path)
+        return None if entry is None else found_in(catalog, home, path, entry)
+
+    async def listing(self, start: CatalogRef, path: bytes) -> list[Found]:
+        """What is in the directory at *path*, hidden entries included. Raises as ``get``."""
+        home, catalog = await self._walk(start, path, entering=True)
+        return [found_in(catalog, home, path + b"/" + entry.name, entry) for entry in catalog.listing(path)]
+
+    async def serving(self, start: CatalogRef, path: bytes) -> CatalogRef:
+        """The catalog that lists the directory at *path*, whether that exists or not. Raises as ``get``."""
+        return (await self._walk(start, path, entering=True))[0]
+
+    async def _walk(self, start: CatalogRef, path: bytes, *, entering: bool) -> tuple[CatalogRef, Catalog]:
+        reached = start
+        catalog = await self.get(start)
+        walk = serving_catalog(catalog, path, entering=entering)
+        try:
+            reference = next(walk)
+            while True:
+                reached = CatalogRef(reference.hash, reference.path)
+                reference = walk.send(await self.get(reached))
+        except StopIteration as stop:
+            arrived: Catalog = stop.value
+            return reached, arrived
+
+    def close(self) -> None:
+        """Close all catalogs."""
+        while self._open:
+            self._open.popitem()[1].close()
+
+
+def found_in(catalog: Catalog, home: CatalogRef, path: bytes, entry: Entry) -> Found:
+    """*entry* of *catalog* at *path*, with the catalog that its children are in."""
+    if not entry.is_directory:
+        return Found(path, entry, home, home)
+    reference = catalog.nested_holding(path)
+    is_mountpoint = reference is not None and reference.path == path
+    inside = CatalogRef(reference.hash, path) if reference is not None and is_mountpoint else home
+    return Found(path, entry, home, inside)
+
+
+def _open_file(file: ObjectFile, path: str, mountpoint: bytes) -> _Open:
+    """Open a verified database. SQLite does not mind the trailer: it reads the pages that the header counts."""
+    state = file.state()
+    try:
+        connection = sqlite3.connect(
+            f"file:{quote(path)}?mode=ro&immutable=1", uri=True, check_same_thread=False, isolation_level=None
+        )
+    except sqlite3.Error as error:
+        file.close()
+        raise CatalogError(f"catalog of {mountpoint!r} cannot be opened: {error}") from error
+    try:
+        secure(connection)
+        connection.execute("PRAGMA query_only=ON")
+        connection.execute(f"PRAGMA cache_size=-{_PAGE_CACHE_KIB}")
+        return _Open(Catalog(connection, mountpoint), file, state)
+    except BaseException as error:
+        connection.close()
+        file.close()
+        if isinstance(error, sqlite3.Error):
+            raise CatalogError(f"catalog of {mountpoint!r} is not an SQLite database: {error}") from error
+        raise

@@ -1,0 +1,227 @@
+"""Commands about mounts. Imports are light: what is heavy is imported when its command runs."""
+
+import hashlib
+import json
+import os
+import platform
+import re
+import sys
+from collections.abc import Callable
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from fs.runtime.errors import UsageError
+from fs.runtime.output import command_errors, print_json, say
+
+_NAME = re.compile(r"[A-Za-z0-9._-]{1,60}")
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(i?)b?", re.IGNORECASE)
+_STEPS = " kmgt"
+
+Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]
+MountPoint = Annotated[Path, typer.Argument(help="Directory where the repository is mounted.")]
+
+
+class Frontend(StrEnum):
+    """How a mount talks to the kernel."""
+
+    PYFUSE3 = "pyfuse3"
+
+
+class Question(StrEnum):
+    """What mountctl can ask a mount."""
+
+    STATUS = "status"
+    REFRESH = "refresh"
+    REVISION = "revision"
+    CACHE = "cache"
+    LOG = "log"
+
+
+def register(app: typer.Typer) -> None:
+    """Add mount, umount and mountctl to *app*."""
+    app.command(
+        name="mount",
+        epilog="Example: unpackd mount repo.example.org /cvmfs/repo.example.org"
+        " --url http://origin/cvmfs/repo.example.org --pubkey repo.example.org.pub",
+    )(mount)
+    app.command(name="umount", epilog="Example: unpackd umount /cvmfs/repo.example.org")(umount)
+    app.command(name="mountctl", epilog="Example: unpackd mountctl /cvmfs/repo.example.org status")(mountctl)
+
+
+def parse_size(text: str) -> int:
+    """Bytes for ``4000M``, ``4G``, ``512MiB`` (i: steps of 1024) or a plain number. Raises UsageError."""
+    match = _SIZE.fullmatch(text.strip())
+    if match is None:
+        raise UsageError(f"{text!r} is no size; 4000M, 4G or 512MiB are")
+    step = 1024 if match[3] else 1000
+    return int(float(match[1]) * step ** _STEPS.index(match[2].lower() or " "))
+
+
+def mount(
+    name: Annotated[str, typer.Argument(help="Name of the repository, as its manifest says it.")],
+    mountpoint: MountPoint,
+    url: Annotated[list[str], typer.Option("--url", help="Where the repository is; several with commas or repeated.")],
+    pubkey: Annotated[list[Path], typer.Option("--pubkey", help="Public key of the repository (PEM); repeatable.")],
+    cache: Annotated[
+        Path | None, typer.Option("--cache", help="Directory for cached objects; one below it a repository.")
+    ] = None,
+    quota: Annotated[str, typer.Option("--quota", help="What the cache may take, as 4000M or 4GiB.")] = "4000M",
+    external_url: Annotated[
+        list[str] | None, typer.Option("--external-url", help="Where external files are; several as with --url.")
+    ] = None,
+    proxy: Annotated[str | None, typer.Option("--proxy", help="HTTP proxy; none by default.")] = None,
+    tag: Annotated[str | None, typer.Option("--tag", help="Show the revision with this tag, for ever.")] = None,
+    revision: Annotated[int | None, typer.Option("--revision", help="Show this (tagged) revision, for ever.")] = None,
+    root_hash: Annotated[
+        str | None, typer.Option("--root-hash", help="Show the revision with this root catalog; nothing is signed.")
+    ] = None,
+    frontend: Annotated[Frontend, typer.Option("--frontend", help="How to talk to the kernel.")] = Frontend.PYFUSE3,
+    expand_symlinks: Annotated[
+        bool,
+        typer.Option("--expand-symlinks/--raw-symlinks", help="Replace $(VARIABLES) in targets, as the format says."),
+    ] = True,
+    allow_other: Annotated[
+        bool | None,
+        typer.Option("--allow-other/--no-allow-other", help="Let other users in; default: if root mounts."),
+    ] = None,
+    foreground: Annotated[bool, typer.Option("--foreground", help="Stay, and log to stderr.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Mount a repository; returns when it can be read."""
+    with command_errors(as_json=as_json):
+        from fs.client.background import start_in_background
+        from fs.client.mountpoints import absolute, check_mountpoint
+
+        where = absolute(mountpoint)
+        selection = (tag, revision, root_hash)
+        _check_arguments(name, selection)
+        check_mountpoint(where)
+        directory = _cache_directory(cache, name, selection)
+        quota_bytes = parse_size(quota)
+        public_keys = _read_keys(pubkey)
+        allows_other = os.geteuid() == 0 if allow_other is None else allow_other
+        variables = {**os.environb, b"CVMFS_ARCH": platform.machine().encode()} if expand_symlinks else None
+
+        def serve(ready: Callable[[], None]) -> None:
+            """Build the settings and run the daemon; the heavy imports happen in its process only."""
+            import trio
+
+            from fs.client.daemon import LogTail, MountDaemon, MountSettings
+            from fs.client.repository import Selection
+            from fs.format.hashes import Hash
+            from fs.runtime.logs import configure_logging
+
+            configure_logging()
+            tail = LogTail()
+            tail.install()
+            settings = MountSettings(
+                name=name,
+                mountpoint=where,
+                urls=_split(url),
+                public_keys_pem=public_keys,
+                cache=directory,
+                quota_bytes=quota_bytes,
+                external_urls=_split(external_url or []),
+                proxy=proxy,
+                selection=Selection(tag, revision, Hash.parse(root_hash) if root_hash is not None else None),
+                variables=variables,
+                allows_other=allows_other,
+                frontend=frontend.value,
+            )
+            trio.run(MountDaemon(settings, tail).run, ready)
+
+        if foreground:
+            serve(lambda: say(f"{name} is mounted at {where}"))
+            return
+        log_file = directory / f"mount-{hashlib.sha256(os.fsencode(where)).hexdigest()[:8]}.log"
+        process = start_in_background(serve, log_file)
+        if as_json:
+            print_json({"repository": name, "mountpoint": str(where), "pid": process, "log": str(log_file)})
+        else:
+            say(f"{name} is mounted at {where} (process {process}, log {log_file})")
+
+
+def _check_arguments(name: str, selection: tuple[object, ...]) -> None:
+    if not _NAME.fullmatch(name):
+        raise UsageError(f"{name!r} is no repository name: letters, digits, dots, - and _ make one")
+    if sum(choice is not None for choice in selection) > 1:
+        raise UsageError("only one of --tag, --revision and --root-hash can be given")
+
+
+def _split(values: list[str]) -> tuple[str, ...]:
+    return tuple(part.strip() for value in values for part in re.split("[,;]", value) if part.strip())
+
+
+def _read_keys(paths: list[Path]) -> bytes:
+    from fs.errors import AbsentError
+    from fs.format.trust import load_public_keys
+
+    try:
+        pem = b"".join(path.read_bytes() for path in paths)
+    except OSError as error:
+        raise AbsentError(f"the public key {error.filename} cannot be read: {error.strerror}") from error
+    load_public_keys(pem)
+    return pem
+
+
+def _cache_directory(base: Path | None, name: str, selection: tuple[object, ...]) -> Path:
+    """One directory a repository and fixed revision: a directory has one user at a time."""
+    if base is None:
+        if os.geteuid() == 0:
+            base = Path("/var/lib/unpackd/cache")
+        else:
+            base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "unpackd"
+    chosen = next((str(choice) for choice in selection if choice is not None), None)
+    return base.absolute() / (name if chosen is None else f"{name}@{chosen.replace('/', '_')}")
+
+
+def umount(
+    mountpoint: MountPoint,
+    lazy: Annotated[bool, typer.Option("--lazy", help="Detach it now; those who use it go on.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Unmount a repository; exit 11 if it is in use."""
+    with command_errors(as_json=as_json):
+        from fs.client.mountpoints import absolute, unmount
+
+        mounted = unmount(absolute(mountpoint), is_lazy=lazy)
+        if as_json:
+            print_json({"repository": mounted.name, "mountpoint": str(mounted.mountpoint)})
+        else:
+            say(f"{mounted.name} is unmounted from {mounted.mountpoint}")
+
+
+def mountctl(
+    mountpoint: MountPoint,
+    question: Annotated[Question, typer.Argument(help="What to ask or to do.")],
+    as_json: Json = False,
+) -> None:
+    """Ask a running mount, or make it look for a newer revision."""
+    with command_errors(as_json=as_json):
+        from fs.client.control import ask
+        from fs.client.mountpoints import absolute, control_socket, find_mount
+        from fs.errors import AbsentError
+
+        where = absolute(mountpoint)
+        mounted = find_mount(where)
+        if mounted is None:
+            raise AbsentError(f"no repository is mounted at {where}")
+        answer = ask(control_socket(where, mounted.uid), {"command": question.value})
+        if as_json:
+            print_json(answer)
+        else:
+            _print(answer)
+
+
+def _print(answer: Any) -> None:  # noqa: ANN401  # JSON
+    """Print an answer of the daemon for people."""
+    if isinstance(answer, dict):
+        for key, value in answer.items():
+            text = json.dumps(value) if isinstance(value, dict | list) else value
+            sys.stdout.write(f"{key}: {text}\n")
+    else:
+        for line in answer:
+            sys.stdout.write(f"{line}\n")

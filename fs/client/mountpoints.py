@@ -1,0 +1,142 @@
+"""What is mounted where, and where the daemon of a mount can be spoken to."""
+
+import errno
+import hashlib
+import os
+import re
+import stat
+import subprocess
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from fs.errors import AbsentError, FsError, LockedError, RefusedError
+
+FILESYSTEM = "unpackd"
+_MOUNTINFO = Path("/proc/self/mountinfo")
+_UNMOUNT_TIMEOUT_S = 60.0
+_END_TIMEOUT_S = 10.0
+_USER_ID = re.compile(r"user_id=(\d+)")
+
+
+class MountError(FsError):
+    """The kernel or FUSE refuses; the message says what to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class Mount:
+    """One of our mounts in the mount table."""
+
+    mountpoint: Path
+    name: str  # of the repository
+    uid: int  # who mounted it
+
+
+def absolute(mountpoint: str | os.PathLike[str]) -> Path:
+    """The mount point without symlinks in the way to it; the mount itself is not asked, it may not answer."""
+    path = Path(os.path.abspath(mountpoint))  # noqa: PTH100  # resolve() would ask the mount
+    return path.parent.resolve() / path.name if path.name else path
+
+
+def find_mount(mountpoint: Path) -> Mount | None:
+    """The topmost mount of ours at *mountpoint*, dead or alive; None if there is none."""
+    found: Mount | None = None
+    for line in _MOUNTINFO.read_text("utf-8", "surrogateescape").splitlines():
+        fields, _, rest = line.partition(" - ")
+        where = _unescape(fields.split(" ")[4])
+        kind, source, options = rest.split(" ")[:3]
+        if where == str(mountpoint):
+            user = _USER_ID.search(options)
+            is_ours = kind == f"fuse.{FILESYSTEM}"
+            found = Mount(mountpoint, source.partition(":")[2], int(user[1]) if user else 0) if is_ours else None
+    return found
+
+
+def _unescape(text: str) -> str:
+    return re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), text)
+
+
+def runtime_directory(uid: int) -> Path:
+    """Where the sockets of the mounts of user *uid* lie: ``/run/unpackd``, or the same per user."""
+    if uid == 0:
+        return Path("/run/unpackd")
+    own = Path(f"/run/user/{uid}")
+    return own / "unpackd" if own.is_dir() else Path(f"/tmp/unpackd-{uid}")  # noqa: S108  # checked before use
+
+
+def control_socket(mountpoint: Path, uid: int) -> Path:
+    """The socket of the daemon that serves *mountpoint*."""
+    key = hashlib.sha256(os.fsencode(mountpoint)).hexdigest()[:20]
+    return runtime_directory(uid) / f"{key}.sock"
+
+
+def prepare_runtime_directory(uid: int) -> Path:
+    """Make the directory of the sockets; it must belong to *uid* alone. Raises RefusedError."""
+    path = runtime_directory(uid)
+    try:
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        status = path.lstat()
+    except OSError as error:
+        raise RefusedError(f"{path} cannot be made: {error.strerror}") from error
+    if not stat.S_ISDIR(status.st_mode) or status.st_uid != uid or status.st_mode & 0o022:
+        raise RefusedError(f"{path} must be a directory that only user {uid} can write")
+    return path
+
+
+def check_mountpoint(mountpoint: Path) -> None:
+    """Make sure that something can be mounted at *mountpoint*.
+
+    Raises:
+        AbsentError: it is no directory.
+        LockedError: something of ours is mounted there.
+        MountError: the daemon of an earlier mount died.
+    """
+    try:
+        status = mountpoint.stat()
+    except FileNotFoundError as error:
+        raise AbsentError(f"the mount point {mountpoint} does not exist") from error
+    except OSError as error:
+        if error.errno == errno.ENOTCONN:
+            raise MountError(
+                f"the daemon that served {mountpoint} is gone; run 'unpackd umount {mountpoint}' and mount again"
+            ) from error
+        raise MountError(f"the mount point {mountpoint} cannot be used: {error.strerror}") from error
+    if not stat.S_ISDIR(status.st_mode):
+        raise AbsentError(f"the mount point {mountpoint} is not a directory")
+    mounted = find_mount(mountpoint)
+    if mounted is not None:
+        raise LockedError(f"{mounted.name} is already mounted at {mountpoint}")
+
+
+def unmount(mountpoint: Path, *, is_lazy: bool) -> Mount:
+    """Unmount *mountpoint* and wait, if it was not busy, until its daemon has ended.
+
+    Args:
+        mountpoint: absolute.
+        is_lazy: detach it now and let those who still use it go on.
+
+    Raises:
+        AbsentError: nothing of ours is mounted there.
+        LockedError: it is in use.
+        MountError: the kernel refuses.
+    """
+    mounted = find_mount(mountpoint)
+    if mounted is None:
+        raise AbsentError(f"no repository is mounted at {mountpoint}")
+    if os.geteuid() == 0:
+        command = ["umount", *(["-l"] if is_lazy else []), "--", str(mountpoint)]
+    else:
+        command = ["fusermount3", "-u", *(["-z"] if is_lazy else []), "--", str(mountpoint)]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=_UNMOUNT_TIMEOUT_S, check=False)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise MountError(f"{mountpoint} could not be unmounted: {error}") from error
+    if done.returncode != 0:
+        if "busy" in done.stderr:
+            raise LockedError(f"{mountpoint} is in use; stop what uses it (fuser -vm {mountpoint}), or say --lazy")
+        raise MountError(f"{mountpoint} could not be unmounted: {done.stderr.strip()}")
+    socket = control_socket(mountpoint, mounted.uid)
+    deadline = time.monotonic() + (0 if is_lazy else _END_TIMEOUT_S)
+    while socket.exists() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    return mounted

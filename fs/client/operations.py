@@ -1,0 +1,340 @@
+"""What a mounted repository answers: inode numbers to attributes, entries and bytes. No front end is known here.
+
+Within one revision nothing changes, so answers may be kept. When a newer revision is adopted, directories that the
+kernel knows go over to it (those that are gone keep showing what they showed), files keep their content for ever, and
+``adopt`` says which names and attributes the kernel has to forget.
+"""
+
+import errno
+from bisect import bisect_right
+from collections import OrderedDict
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from urllib.parse import quote_from_bytes
+
+import structlog
+
+from fs.client.catalogs import CatalogRef, Found
+from fs.client.errnos import FileError
+from fs.client.inodes import Inode, InodeTable, Node, directory_key, file_key
+from fs.client.receiving import ObjectRef
+from fs.client.repository import Repository
+from fs.errors import CatalogError, FsError
+from fs.format.catalog import Entry, Flag
+from fs.format.compression import Compression
+from fs.format.hashes import Suffix
+from fs.format.paths import name_of, parent_path
+from fs.format.symlinks import decode_literal, expand_target
+from fs.format.tree import Content
+from fs.store.reading import Part
+
+_log = structlog.get_logger()
+
+_CONTENTS = 4096  # of files in use
+_NEGATIVES = 1 << 16
+BLOCK_BYTES = 4096
+_SECTOR_BYTES = 512
+
+
+@dataclass(frozen=True, slots=True)
+class Attributes:
+    """What stat shows. Access and change time are the modification time."""
+
+    inode: Inode
+    mode: int
+    nlink: int
+    uid: int
+    gid: int
+    rdev: int
+    size: int
+    mtime_ns: int
+
+    @property
+    def blocks(self) -> int:
+        """In units of 512 bytes, as the reference client counts them."""
+        return 1 + self.size // _SECTOR_BYTES
+
+
+@dataclass(frozen=True, slots=True)
+class Statistics:
+    """What statvfs shows, in units of BLOCK_BYTES."""
+
+    blocks: int
+    free_blocks: int
+    files: int
+    free_files: int
+
+
+@dataclass(slots=True)
+class Invalidations:
+    """What the kernel has to forget."""
+
+    entries: list[tuple[Inode, bytes]] = field(default_factory=list)  # directory, name
+    attributes: list[Inode] = field(default_factory=list)
+
+
+class Operations:
+    """Answers of one mount. Belongs to one event loop.
+
+    Args:
+        repository: open.
+        variables: what ``$(NAME)`` in targets of symlinks stands for; None leaves targets as they are stored.
+    """
+
+    def __init__(self, repository: Repository, root: Found, *, variables: Mapping[bytes, bytes] | None) -> None:
+        self.repository = repository
+        self.generation = 0
+        self._variables = variables
+        self.inodes = InodeTable(root, self.generation)
+        self._contents = OrderedDict[Inode, Content]()
+        self._negatives = OrderedDict[bytes, None]()
+
+    async def lookup(self, parent: int, name: bytes) -> Attributes | None:
+        """The entry *name* of directory *parent*, counted as known to the kernel; None if there is none.
+
+        Raises:
+            FileError: *parent* is no directory.
+            FsError: a catalog cannot be had.
+        """
+        while True:
+            generation = self.generation
+            node = await self.directory(parent)
+            path = node.found.path + b"/" + name
+            found = await self.repository.catalogs.find(node.found.inside, path)
+            key = None if found is None else await self._key(found)
+            if generation == self.generation:
+                break  # else a newer revision came in between; its answer counts
+        if found is None or key is None:
+            self._remember_negative(path)
+            return None
+        return self._attributes(self.inodes.remember(key, found, node.generation).inode, found)
+
+    def _remember_negative(self, path: bytes) -> None:
+        self._negatives[path] = None
+        if len(self._negatives) > _NEGATIVES:
+            self._negatives.popitem(last=False)
+
+    async def _key(self, found: Found) -> bytes:
+        if found.entry.is_directory:
+            return directory_key(found.path)
+        return file_key(await self.repository.catalogs.get(found.home), found.path, found.entry)
+
+    def _node(self, inode: int) -> Node:
+        node = self.inodes.get(inode)
+        if node is None:
+            raise FileError(errno.ESTALE)
+        return node
+
+    async def directory(self, inode: int) -> Node:
+        """Directory *inode* as it is in the newest revision, or, if it is gone there, as it was last."""
+        node = self._node(inode)
+        if not node.found.entry.is_directory:
+            raise FileError(errno.ENOTDIR)
+        generation = self.generation
+        if node.generation != generation:
+            found = await self.repository.find(node.found.path)
+            if found is not None and found.entry.is_directory:
+                node.found = found
+            node.generation = generation
+        return node
+
+    async def attributes(self, inode: int) -> Attributes:
+        """What stat shows of *inode*. Raises FileError, FsError."""
+        node = self._node(inode)
+        if node.found.entry.is_directory:
+            node = await self.directory(inode)
+        return self._attributes(node.inode, node.found)
+
+    def _attributes(self, inode: Inode, found: Found) -> Attributes:
+        entry = found.entry
+        return Attributes(
+            inode=inode,
+            mode=entry.mode,
+            nlink=entry.linkcount,
+            uid=entry.uid,
+            gid=entry.gid,
+            rdev=entry.rdev,
+            size=len(self._target(entry)) if entry.is_symlink else entry.size,
+            mtime_ns=entry.mtime_ns,
+        )
+
+    async def listing(self, inode: int) -> list[Found]:
+        """What directory *inode* shows: hidden entries left out, in the order of names. Raises FileError, FsError."""
+        node = await self.directory(inode)
+        found = await self.repository.catalogs.listing(node.found.inside, node.found.path)
+        shown = [one for one in found if not one.entry.flags & Flag.HIDDEN]
+        return sorted(shown, key=lambda one: one.entry.name)
+
+    async def number(self, found: Found) -> tuple[bytes, Inode]:
+        """Key and inode number of an entry of a listing; not counted. Raises FsError."""
+        key = await self._key(found)
+        return key, self.inodes.number(key)
+
+    def describe(self, inode: Inode, found: Found) -> Attributes:
+        """Attributes of an entry of a listing."""
+        return self._attributes(inode, found)
+
+    def remember(self, key: bytes, found: Found) -> None:
+        """The kernel took an entry of a listing: count it."""
+        self.inodes.remember(key, found, self.generation)
+
+    def forget(self, inode: int, lookups: int) -> None:
+        """The kernel forgets *inode*, *lookups* times."""
+        self.inodes.forget(inode, lookups)
+        if self.inodes.get(inode) is None:
+            self._contents.pop(Inode(inode), None)
+
+    def _target(self, entry: Entry) -> bytes:
+        if self._variables is None:
+            return decode_literal(entry.target)
+        return expand_target(entry.target, self._variables)
+
+    def readlink(self, inode: int) -> bytes:
+        """The target of symlink *inode*. Raises FileError."""
+        entry = self._node(inode).found.entry
+        if not entry.is_symlink:
+            raise FileError(errno.EINVAL)
+        return self._target(entry)
+
+    async def open(self, inode: int) -> bool:
+        """Make sure that file *inode* can be read; True if the page cache shall be left alone.
+
+        Raises:
+            FileError: it is not a regular file.
+            FsError: the catalog does not say where its content is.
+        """
+        node = self._node(inode)
+        if not node.found.entry.is_regular:
+            raise FileError(errno.EISDIR if node.found.entry.is_directory else errno.ENXIO)
+        await self.content(node)
+        return bool(node.found.entry.flags & Flag.DIRECT_IO)
+
+    async def content(self, node: Node) -> Content:
+        """Where the bytes of *node* are. Raises CatalogError and what getting the catalog raises."""
+        content = self._contents.get(node.inode)
+        if content is None:
+            found = node.found
+            content = await self.repository.content(found.home, found.path, found.entry)
+            self._contents[node.inode] = content
+            if len(self._contents) > _CONTENTS:
+                self._contents.popitem(last=False)
+        else:
+            self._contents.move_to_end(node.inode)
+        return content
+
+    async def read(self, inode: int, offset: int, size: int) -> bytes:
+        """At most *size* bytes of file *inode* from *offset* on; fewer at its end only. Raises FileError, FsError."""
+        node = self._node(inode)
+        content = await self.content(node)
+        end = min(offset + size, content.size)
+        if offset >= end:
+            return b""
+        external = quote_from_bytes(node.found.path) if node.found.entry.flags & Flag.EXTERNAL else None
+        if content.hash is not None:
+            whole = ObjectRef(content.hash, compression=content.compression, size=content.size, external=external)
+            return _complete(await self.repository.objects.read(whole, offset, end - offset), end - offset)
+        parts: list[bytes] = []
+        number = bisect_right(content.chunks, offset, key=lambda chunk: chunk.offset) - 1
+        while offset < end:
+            chunk = content.chunks[number]
+            ref = ObjectRef(
+                chunk.hash,
+                Suffix.CHUNK,
+                content.compression,
+                chunk.size,
+                external=external,
+                part=_external_part(content, number) if external is not None else None,
+            )
+            wanted = min(end, chunk.offset + chunk.size) - offset
+            parts.append(_complete(await self.repository.objects.read(ref, offset - chunk.offset, wanted), wanted))
+            offset += wanted
+            number += 1
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    def stored_attributes(self, inode: int) -> Mapping[bytes, bytes]:
+        """The extended attributes that the catalog holds, exactly. Raises FileError."""
+        return self._node(inode).found.entry.xattrs
+
+    def found(self, inode: int) -> Found:
+        """What *inode* stands for. Raises FileError."""
+        return self._node(inode).found
+
+    async def statistics(self) -> Statistics:
+        """What statvfs shows: the cache as the disk, all entries of the revision as files. Raises FsError."""
+        catalog = await self.repository.catalogs.get(self.repository.revision.root)
+        total = catalog.counters().total
+        files = sum(total[kind] for kind in ("regular", "symlink", "special", "dir")) - total["nested"]
+        cache = self.repository.objects.cache
+        blocks = max(1, cache.quota_bytes // BLOCK_BYTES)
+        used = min(blocks, cache.used_bytes // BLOCK_BYTES)
+        return Statistics(blocks, blocks - used, max(0, files), max(0, files - len(self.inodes)))
+
+    async def adopt(self) -> Invalidations:
+        """Go over to the revision that the repository shows now, and say what the kernel has to forget."""
+        self.generation += 1
+        forgotten = Invalidations()
+        unchanged: dict[CatalogRef, bool] = {}
+        for node in self.inodes.known():
+            try:
+                await self._compare(node, unchanged, forgotten)
+            except FsError as error:  # a catalog cannot be had: the kernel shall ask, and get this error
+                _log.warning("entry_not_compared", path=node.found.path.decode("utf-8", "replace"), reason=str(error))
+                self._forget_names(node, forgotten)
+        for path in list(self._negatives):
+            parent = self.inodes.directory(parent_path(path))
+            if parent is not None:
+                forgotten.entries.append((parent, name_of(path)))
+        self._negatives.clear()
+        return forgotten
+
+    async def _compare(self, node: Node, unchanged: dict[CatalogRef, bool], forgotten: Invalidations) -> None:
+        """Add to *forgotten* what the kernel knows of *node* and is not true any more."""
+        before = node.found
+        if await self._is_unchanged(before.home, unchanged) and await self._is_unchanged(before.inside, unchanged):
+            node.generation = self.generation
+            return
+        if before.entry.is_directory:
+            after = await self.repository.find(before.path)
+            if after is None or not after.entry.is_directory:
+                self._forget_names(node, forgotten)
+                return
+            node.found, node.generation = after, self.generation
+            if after.entry != before.entry:
+                forgotten.attributes.append(node.inode)
+            return
+        for path in list(node.paths):
+            after = await self.repository.find(path)
+            if after is None or after.entry.is_directory or await self._key(after) != node.key:
+                self._forget_name(path, forgotten)
+                node.paths.discard(path)
+            else:
+                node.found, node.generation = after, self.generation
+
+    async def _is_unchanged(self, catalog: CatalogRef, unchanged: dict[CatalogRef, bool]) -> bool:
+        """True if the newest revision has the same catalog at the same place."""
+        if catalog not in unchanged:
+            root = self.repository.revision.root
+            unchanged[catalog] = catalog == await self.repository.catalogs.serving(root, catalog.mountpoint)
+        return unchanged[catalog]
+
+    def _forget_names(self, node: Node, forgotten: Invalidations) -> None:
+        for path in node.paths:
+            self._forget_name(path, forgotten)
+
+    def _forget_name(self, path: bytes, forgotten: Invalidations) -> None:
+        parent = self.inodes.directory(parent_path(path))
+        if path and parent is not None:
+            forgotten.entries.append((parent, name_of(path)))
+
+
+def _external_part(content: Content, number: int) -> Part:
+    """Where chunk *number* lies in the external file. Source: CernVM-FS 2.12, fetch.cc: ranges of the plain file."""
+    if content.compression is not Compression.NONE:
+        raise CatalogError("an external file in chunks must be uncompressed")
+    return Part(content.chunks[number].offset, content.chunks[number].size)
+
+
+def _complete(data: bytes, wanted: int) -> bytes:
+    if len(data) != wanted:
+        raise CatalogError(f"{len(data)} bytes came where the catalog says {wanted}")
+    return data

@@ -1,0 +1,289 @@
+"""A repository as a reader sees it: which revision, and what is in it.
+
+A revision is adopted only if the whole trust chain holds and no newer one was ever seen with the same cache. What
+proves the newest revision is kept beside the cached objects, so that a mount without network shows what it showed
+before.
+"""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+import structlog
+
+from fs.client.catalogs import CatalogRef, Catalogs, Found
+from fs.client.chain import Anchor, Chain, fetch_chain
+from fs.client.receiving import ObjectRef
+from fs.errors import (
+    AbsentError,
+    CatalogError,
+    CorruptError,
+    FsError,
+    MalformedError,
+    NotTrustedError,
+    RefusedError,
+    RollbackError,
+    UnreachableError,
+)
+from fs.format.catalog import Entry, connect_bytes
+from fs.format.hashes import Hash, Suffix
+from fs.format.history import History, Tag
+from fs.format.manifest import Manifest
+from fs.format.tree import Content
+from fs.runtime.files import write_atomically
+from fs.store.failover import FailoverReader
+
+_log = structlog.get_logger()
+
+_HISTORY_LIMIT_BYTES = 256 << 20
+_METAINFO_LIMIT_BYTES = 1 << 16
+_STATE_FILES = ("whitelist", "certificate", "manifest")
+
+_UNUSABLE = (
+    AbsentError,
+    CatalogError,
+    CorruptError,
+    MalformedError,
+    NotTrustedError,
+    RefusedError,
+    UnreachableError,
+)
+"""Errors of one mirror, after which the next may do better."""
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """Which revision to show: the newest (nothing set), or a fixed one by one of these."""
+
+    tag: str | None = None
+    revision: int | None = None  # that has a tag
+    root_hash: Hash | None = None  # believed as it is: nothing is signed for it
+
+    @property
+    def is_fixed(self) -> bool:
+        """True if it never changes."""
+        return self != Selection()
+
+
+@dataclass(frozen=True, slots=True)
+class Revision:
+    """One revision of the repository, proven."""
+
+    number: int
+    root: CatalogRef
+    ttl_s: int
+    manifest: Manifest | None = None  # None if the root's hash was given
+    tag: str = ""
+
+
+class Repository:
+    """Reads one repository. Belongs to one event loop; ``refresh`` must not run twice at once.
+
+    Args:
+        anchor: name and keys.
+        mirrors: where it is.
+        catalogs: over objects of the same mirrors; what is kept between lives lies in their cache's directory.
+        selection: which revision.
+        now: the time, in UTC.
+    """
+
+    def __init__(
+        self,
+        anchor: Anchor,
+        mirrors: FailoverReader,
+        catalogs: Catalogs,
+        *,
+        selection: Selection | None = None,
+        now: Callable[[], datetime] = lambda: datetime.now(UTC),
+    ) -> None:
+        self.anchor = anchor
+        self.mirrors = mirrors
+        self.catalogs = catalogs
+        self.objects = catalogs.objects
+        self.selection = selection or Selection()
+        self._state = self.objects.cache.directory
+        self._now = now
+        self._revision: Revision | None = None
+        self.is_offline = False  # True while the newest revision is the one of an earlier life
+
+    @property
+    def name(self) -> str:
+        """The repository's name."""
+        return self.anchor.name
+
+    @property
+    def revision(self) -> Revision:
+        """The revision that is shown now; ``open`` has to come first."""
+        if self._revision is None:
+            raise AbsentError(f"{self.name} is not open yet")
+        return self._revision
+
+    async def open(self) -> Revision:
+        """Find and prove the revision to show.
+
+        Raises:
+            NotTrustedError, MalformedError: nothing that is offered can be believed.
+            AbsentError: there is no such tag, or no repository at the mirrors.
+            UnreachableError: no mirror answers, and nothing was kept.
+        """
+        if self.selection.root_hash is not None:
+            self._revision = await self._prove(self.selection.root_hash, None)
+            return self._revision
+        manifest = await self._newest_or_kept()
+        root, tag = manifest.root_catalog, ""
+        if self.selection.is_fixed:
+            chosen = await self._tagged(manifest)
+            root, tag = chosen.root_catalog, chosen.name
+        self._revision = await self._prove(root, manifest, tag)
+        return self._revision
+
+    async def refresh(self) -> bool:
+        """Look for a newer revision and adopt it; False if there is none or the revision is fixed.
+
+        Raises:
+            FsError: no mirror gives anything that can be believed; the present revision stays.
+        """
+        if self.selection.is_fixed:
+            return False
+        manifest = await self._newest()
+        self.is_offline = False
+        if manifest.root_catalog == self.revision.root.hash:
+            return False
+        self._revision = await self._prove(manifest.root_catalog, manifest)
+        return True
+
+    async def _prove(self, root: Hash, manifest: Manifest | None, tag: str = "") -> Revision:
+        """Open the root catalog: what cannot be opened is not adopted."""
+        ref = CatalogRef(root)
+        catalog = await self.catalogs.get(ref)
+        if catalog.lookup(b"") is None:
+            raise CatalogError(f"the root catalog {root} has no entry for the root directory")
+        is_newest = manifest is not None and manifest.root_catalog == root
+        number = manifest.revision if manifest is not None and is_newest else catalog.revision
+        return Revision(number, ref, max(1, catalog.ttl_s), manifest, tag)
+
+    async def _newest_or_kept(self) -> Manifest:
+        try:
+            return await self._newest()
+        except _UNUSABLE as error:
+            kept = self._kept_manifest()
+            if kept is None:
+                raise
+            _log.warning("revision_of_earlier_life", repository=self.name, revision=kept.revision, reason=str(error))
+            self.is_offline = True
+            return kept
+
+    async def _newest(self) -> Manifest:
+        """The newest manifest that a mirror gives and that may be adopted; it is kept."""
+        errors: list[FsError] = []
+        seen, seen_root = self._newest_seen()
+        for mirror in self.mirrors.ordered():
+            try:
+                chain = await fetch_chain(mirror, self.objects)
+                manifest = chain.verify(self.anchor, self._now())
+                _refuse_rollback(self.name, manifest, seen, seen_root)
+            except _UNUSABLE as error:
+                errors.append(error)
+                _log.warning("manifest_refused", repository=self.name, url=mirror.url, reason=str(error))
+                continue
+            if manifest.revision > seen or seen_root is None:
+                self._keep(chain, manifest)
+            return manifest
+        raise _most_telling(errors)
+
+    def _newest_seen(self) -> tuple[int, Hash | None]:
+        try:
+            kept = json.loads((self._state / "newest.json").read_bytes())
+            return int(kept["revision"]), Hash.parse(kept["root"])
+        except FileNotFoundError:
+            return -1, None
+        except (OSError, ValueError, KeyError, TypeError, FsError) as error:
+            _log.warning("newest_revision_unreadable", repository=self.name, reason=str(error))
+            return -1, None
+
+    def _keep(self, chain: Chain, manifest: Manifest) -> None:
+        """Keep the chain first: a crash in between must not leave a revision that nothing proves."""
+        document = {"revision": manifest.revision, "root": str(manifest.root_catalog), "name": manifest.name}
+        try:
+            for file, content in zip(_STATE_FILES, (chain.whitelist, chain.certificate, chain.manifest), strict=True):
+                write_atomically(self._state / file, content, mode=0o600)
+            write_atomically(self._state / "newest.json", json.dumps(document).encode(), mode=0o600)
+        except OSError as error:
+            _log.warning("newest_revision_not_kept", repository=self.name, reason=error.strerror)
+
+    def _kept_manifest(self) -> Manifest | None:
+        """The manifest of an earlier life, proven again; None if there is none or it does not hold any more."""
+        try:
+            chain = Chain(*((self._state / file).read_bytes() for file in _STATE_FILES))
+            return chain.verify(self.anchor, self._now())
+        except OSError:
+            return None
+        except (MalformedError, NotTrustedError) as error:
+            _log.warning("kept_revision_refused", repository=self.name, reason=str(error))
+            return None
+
+    async def tags(self) -> list[Tag]:
+        """The named tags, newest first."""
+        manifest = self.revision.manifest
+        return [] if manifest is None else await self._tags(manifest)
+
+    async def _tags(self, manifest: Manifest) -> list[Tag]:
+        if manifest.history is None:
+            return []
+        ref = ObjectRef(manifest.history, Suffix.HISTORY, limit_bytes=_HISTORY_LIMIT_BYTES)
+        connection = connect_bytes(await self.objects.whole(ref))
+        try:
+            return History(connection).tags()
+        finally:
+            connection.close()
+
+    async def _tagged(self, manifest: Manifest) -> Tag:
+        wanted = self.selection
+        if wanted.revision == manifest.revision:
+            return Tag(
+                name="", root_catalog=manifest.root_catalog, revision=manifest.revision, published_unix_s=0, size=0
+            )
+        for tag in await self._tags(manifest):
+            if tag.name == wanted.tag or tag.revision == wanted.revision:
+                return tag
+        what = f"tag {wanted.tag!r}" if wanted.tag is not None else f"tag for revision {wanted.revision}"
+        raise AbsentError(f"{self.name} has no {what}")
+
+    async def metainfo(self) -> bytes:
+        """The JSON text about the repository; empty if it has none."""
+        manifest = self.revision.manifest
+        if manifest is None or manifest.metainfo is None:
+            return b""
+        return await self.objects.whole(
+            ObjectRef(manifest.metainfo, Suffix.METAINFO, limit_bytes=_METAINFO_LIMIT_BYTES)
+        )
+
+    async def find(self, path: bytes) -> Found | None:
+        """The entry at canonical *path* in the revision that is shown, or None."""
+        return await self.catalogs.find(self.revision.root, path)
+
+    async def listing(self, path: bytes) -> list[Found]:
+        """What is in the directory at *path*, hidden entries included."""
+        return await self.catalogs.listing(self.revision.root, path)
+
+    async def content(self, home: CatalogRef, path: bytes, entry: Entry) -> Content:
+        """Where the bytes of a regular file are. Raises CatalogError."""
+        catalog = await self.catalogs.get(home)
+        return catalog.content(path, entry)
+
+
+def _refuse_rollback(name: str, manifest: Manifest, seen: int, seen_root: Hash | None) -> None:
+    if manifest.revision < seen:
+        raise RollbackError(f"{name} is offered in revision {manifest.revision}, but revision {seen} was seen before")
+    if manifest.revision == seen and seen_root is not None and manifest.root_catalog != seen_root:
+        raise RollbackError(f"{name} is offered with other content under revision {seen}, which was seen before")
+
+
+def _most_telling(errors: Sequence[FsError]) -> FsError:
+    """Not trusted says more than malformed, that more than absent or unreachable."""
+    for kind in (NotTrustedError, MalformedError, CorruptError, UnreachableError):
+        for error in errors:
+            if isinstance(error, kind):
+                return error
+    return errors[0]

@@ -49,8 +49,8 @@ def pull(
     namespace: Annotated[str, typer.Option(help="Namespace of containerd.")] = "default",
     containerd: Annotated[Path, typer.Option(help="Socket of containerd.")] = _CONTAINERD,
     snapshotter: Annotated[str, typer.Option(help="Name of the plugin in containerd's configuration.")] = _PLUGIN,
-    architecture: Annotated[
-        str | None, typer.Option(help="As images name it (amd64, arm64); default: this machine's.")
+    platform: Annotated[
+        str | None, typer.Option(help="os/architecture[/variant], as linux/arm64; default: this machine's.")
     ] = None,
     plain_http: Annotated[bool, typer.Option("--plain-http", help="The registry speaks no TLS.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")] = False,
@@ -64,12 +64,13 @@ def pull(
     import dataclasses
 
     import anyio
-    from registry_proxy.client import open_client
-    from registry_proxy.oci.reference import Reference
 
     from fs.runtime.logs import configure_logging
+    from registry_proxy.client import open_client
+    from registry_proxy.oci.manifest import Platform
+    from registry_proxy.oci.reference import Reference
     from snapshotter.containerd import connected
-    from snapshotter.pull import Puller, PullRequest, PullResult
+    from snapshotter.pull import Puller, PullRequest, PullResult, host_platform
 
     async def run(request: PullRequest) -> PullResult:
         with progress(image, quiet=as_json) as advance:
@@ -82,7 +83,7 @@ def pull(
             reference=Reference.parse(image),
             namespace=namespace,
             snapshotter=snapshotter,
-            architecture=architecture,
+            platform=host_platform() if platform is None else Platform.parse(platform),
         )
         result = anyio.run(run, request)
         if as_json:

@@ -1,5 +1,6 @@
 """Settings of the snapshotter: flags, then ``UNPACKD_SNAPSHOTTER_…`` variables, then ``[snapshotter]`` of a file."""
 
+import os
 import re
 import tomllib
 from collections.abc import Mapping
@@ -78,8 +79,6 @@ def load_settings(file: Path | None, flags: Mapping[str, Path | None]) -> Snapsh
 
 
 def _is_in_environment(name: str) -> bool:
-    import os  # noqa: PLC0415
-
     return any(variable.lower() == name for variable in os.environ)
 
 

@@ -17,7 +17,6 @@ from snapshotter._proto import (
     images_pb2_grpc,
     introspection_pb2_grpc,
     leases_pb2_grpc,
-    namespaces_pb2_grpc,
     snapshots_pb2_grpc,
     version_pb2_grpc,
 )
@@ -50,11 +49,6 @@ class Containerd:
     def leases(self) -> Any:  # noqa: ANN401
         """Leases."""
         return leases_pb2_grpc.LeasesStub(self.channel)
-
-    @property
-    def namespaces(self) -> Any:  # noqa: ANN401
-        """Namespaces."""
-        return namespaces_pb2_grpc.NamespacesStub(self.channel)
 
     @property
     def snapshots(self) -> Any:  # noqa: ANN401

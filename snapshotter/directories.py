@@ -18,6 +18,7 @@ garbage in ``t/``.
 import errno
 import fcntl
 import os
+import re
 import secrets
 import shutil
 import stat
@@ -35,6 +36,7 @@ from snapshotter.labels import RootOwner
 from snapshotter.snapshots import Usage
 
 _log = structlog.get_logger()
+_OWN = re.compile(r"[slt]|lock|metadata\.db.*")
 _BLOCK_BYTES = 512  # unit of st_blocks
 _UNUSABLE = frozenset(":,\\\n ")  # would end or split an overlay option
 _OCTAL_ESCAPES = (("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\"))
@@ -49,7 +51,7 @@ class Directories:
 
     Raises:
         ConfigurationError: the path cannot be part of mount options.
-        StateError: there are snapshots but no metastore; beginning anew would lose them.
+        StateError: there are snapshots but no metastore, and beginning anew would lose them; or it holds other files.
     """
 
     def __init__(self, root: Path) -> None:
@@ -57,6 +59,10 @@ class Directories:
         if _UNUSABLE.intersection(str(self._root)):
             raise ConfigurationError(f"{self._root}: no blank, comma, colon or backslash may be in the path")
         self._root.mkdir(mode=0o700, parents=True, exist_ok=True)
+        foreign = [name for name in _entries(self._root) if _OWN.fullmatch(name) is None]
+        if foreign:
+            raise StateError(f"{self._root} holds {foreign[0]!r}, which is not ours: give a directory of its own")
+        self._root.chmod(0o700)  # set-uid programs in layers are not for the users of this machine
         for name in ("s", "l", "t"):
             (self._root / name).mkdir(mode=0o700, exist_ok=True)
         if not self.metadata.exists() and any(_entries(self._root / "s")):
@@ -118,15 +124,14 @@ class Directories:
         """The short name of a lower layer, made or corrected if need be; *place* is None for an ordinary one."""
         target = f"../s/{number}/fs" if place is None else str(place)
         link = self._root / "l" / str(number)
-        try:
-            if os.readlink(link) == target:  # noqa: PTH115  # compared as text
-                return link
-        except FileNotFoundError:
-            pass
-        temporary = self._garbage("link")
-        temporary.symlink_to(target)
-        temporary.replace(link)
-        return link
+        while True:  # two calls may do this at once, and agree
+            try:
+                if os.readlink(link) == target:  # noqa: PTH115  # compared as text
+                    return link
+                link.unlink(missing_ok=True)  # the repository is mounted elsewhere now
+            except FileNotFoundError:
+                with suppress(FileExistsError):
+                    link.symlink_to(target)
 
     def measure(self, number: int, cancelled: threading.Event) -> Usage:
         """Disk space of an ordinary snapshot: blocks in use, hard links once.

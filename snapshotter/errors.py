@@ -109,12 +109,6 @@ class PullError(SnapshotterError):
     """An image that cannot be pulled as it is."""
 
 
-class PlatformAbsentError(PullError):
-    """An image index without an image for the wanted platform."""
-
-    exit = Exit.ABSENT
-
-
 class LayerMismatchError(PullError):
     """A layer that does not unpack to what the image's config says."""
 

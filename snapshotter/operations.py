@@ -214,8 +214,8 @@ class Snapshotter:
         while True:
             page = await self._blocking(self._page, reference, after)
             matching = tuple(snapshot.info for snapshot in page if wanted.matches(snapshot.info))
-            if matching:
-                yield matching
+            for start in range(0, len(matching), _PAGE):
+                yield matching[start : start + _PAGE]
             if reference is not None or len(page) < _PAGE:
                 return
             after = page[-1].number
@@ -243,6 +243,9 @@ class Snapshotter:
                 abandon_on_cancel=True,
                 limiter=self._limiter,
             )
+        except FileNotFoundError:
+            await self._blocking(look)  # it was removed meanwhile, and that is the answer
+            raise
         finally:
             cancelled.set()
         if snapshot.info.kind is Kind.COMMITTED:

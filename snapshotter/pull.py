@@ -10,24 +10,31 @@ import secrets
 import time
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 
 import anyio
 import grpc
-from registry_proxy.client import FetchedManifest, RegistryClient
-from registry_proxy.oci.manifest import Descriptor, ImageIndex, ImageManifest, Platform, parse_config
-from registry_proxy.oci.reference import Reference
 
+from registry_proxy.client import FetchedManifest, RegistryClient
+from registry_proxy.oci.manifest import (
+    Descriptor,
+    ImageIndex,
+    ImageManifest,
+    Platform,
+    parse_config,
+    require_image,
+    select_platform,
+)
+from registry_proxy.oci.reference import Reference
 from snapshotter._proto import images_pb2, leases_pb2, types_pb2
 from snapshotter.containerd import CALL_TIMEOUT_S, Containerd, Metadata
 from snapshotter.content import Blob, ContentStore
-from snapshotter.errors import PlatformAbsentError, PullError
+from snapshotter.errors import PullError
 from snapshotter.snapshots import chain_ids
 from snapshotter.unpack import Layer, Outcome, Unpacking
 
 _LEASE = timedelta(hours=24)
-_ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64", "armv7l": "arm"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,7 +44,7 @@ class PullRequest:
     reference: Reference
     namespace: str
     snapshotter: str
-    architecture: str | None = None  # None: this machine's
+    platform: Platform
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -119,14 +126,15 @@ class Puller:
         index = None
         if isinstance(fetched.document, ImageIndex):
             index = fetched
-            chosen = _chosen(fetched.document, request.architecture or host_architecture(), str(request.reference))
+            chosen = select_platform(fetched.document, request.platform)
             fetched = await self.registry.manifest(request.reference.with_digest(chosen.digest))
         if not isinstance(fetched.document, ImageManifest):
             raise PullError(f"{request.reference}: an index inside an index is not an image")
         manifest = fetched.document
+        require_image(manifest)
         config = await self.registry.blob_bytes(request.reference, manifest.config)
         return _Image(
-            name=image_name(request.reference),
+            name=str(replace(request.reference, scheme=None)),
             index=index,
             fetched=fetched,
             manifest=manifest,
@@ -238,29 +246,9 @@ class Puller:
                 await self.containerd.images.Update(update, metadata=metadata, timeout=CALL_TIMEOUT_S)
 
 
-def host_architecture() -> str:
-    """This machine's architecture as images name it."""
-    return _ARCHITECTURES.get(platform.machine(), platform.machine())
-
-
-def image_name(reference: Reference) -> str:
-    """Name of the image's record: what users give to ``ctr run``."""
-    tag = f":{reference.tag}" if reference.tag else ""
-    digest = f"@{reference.digest}" if reference.digest else ""
-    return f"{reference.registry}/{reference.repository}{tag}{digest}"
-
-
-def _chosen(index: ImageIndex, architecture: str, name: str) -> Descriptor:
-    """The manifest for Linux on *architecture*. Raises PlatformAbsentError."""
-    offered: list[str] = []
-    for descriptor in index.manifests:
-        offer: Platform | None = descriptor.platform
-        if offer is None:
-            continue
-        if (offer.os, offer.architecture) == ("linux", architecture):
-            return descriptor
-        offered.append(f"{offer.os}/{offer.architecture}")
-    raise PlatformAbsentError(f"{name} is not there for linux/{architecture}, only for {', '.join(offered) or 'none'}")
+def host_platform() -> Platform:
+    """What images have to be made for to run here."""
+    return Platform.parse(f"linux/{platform.machine()}")
 
 
 def _layers(manifest: ImageManifest, diff_ids: Sequence[str]) -> tuple[Layer, ...]:

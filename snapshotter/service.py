@@ -116,7 +116,7 @@ async def _translated(context: grpc.aio.ServicerContext, method: str, key: str) 
     try:
         yield
     except SnapshotterError as error:
-        _log.info("call_refused", method=method, key=key, error=str(error))
+        _log.debug("call_refused", method=method, key=key, error=str(error))
         await context.abort(status_of(error), str(error))
     except Exception as error:  # noqa: BLE001  # the edge: containerd gets a status, the log gets the rest
         _log.exception("call_failed", method=method, key=key)

@@ -136,3 +136,29 @@ def _prepare(key: str) -> object:
     from snapshotter._proto import snapshots_pb2
 
     return snapshots_pb2.PrepareSnapshotRequest(key=key)
+
+
+def test_a_directory_with_other_files_is_not_taken(own_service: tuple[Service, FakeRepository]) -> None:
+    service, _ = own_service
+    service.root.mkdir(mode=0o755)
+    (service.root / "precious").touch()
+
+    done = refused(service)
+
+    assert done.returncode == 1
+    assert "'precious', which is not ours" in done.stderr
+    assert stat.S_IMODE(service.root.stat().st_mode) == 0o755
+
+
+def test_the_repository_may_move(own_service: tuple[Service, FakeRepository]) -> None:
+    service, repository = own_service
+    (chain,) = repository.add_chain(["sha256:" + "a" * 64], [{"a": "1"}])
+    with service.started() as client:
+        with pytest.raises(grpc.RpcError):
+            client.prepare("1", labels={"containerd.io/snapshot.ref": chain})
+        client.view("v", chain)
+    repository.root.rename(repository.root.with_name("moved"))
+    service.mountpoint = repository.root.with_name("moved")
+    with service.started() as client:
+        (mounted,) = client.mounts("v")
+        assert [path.name for path in Path(mounted.source).iterdir()] == ["a"]

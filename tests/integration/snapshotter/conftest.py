@@ -1,5 +1,7 @@
 """A real containerd with the snapshotter as its proxy plugin."""
 
+import platform
+import re
 import subprocess
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -12,6 +14,7 @@ from tests.support.processes import require_root, require_tool, running, unmount
 from tests.support.snapshotter import UNPACKD, FakeRepository, Service, SnapshotsClient, service_folder
 
 PLUGIN = "cvmfs-snapshotter"
+_ARCHITECTURE = {"x86_64": "amd64", "aarch64": "arm64"}.get(platform.machine(), platform.machine())
 _UNUSED = ("btrfs", "zfs", "devmapper", "aufs")
 
 
@@ -23,10 +26,17 @@ class Node:
     service: Service
     repository: FakeRepository
     client: SnapshotsClient
+    stack: ExitStack
 
     @property
     def socket(self) -> Path:
         return self.folder / "c.sock"
+
+    @property
+    def version(self) -> tuple[int, ...]:
+        """Version of containerd: the first two numbers."""
+        told = self.ctr("version").stdout.partition("Server:")[2]
+        return tuple(int(number) for number in re.findall(r"\d+", told)[:2])
 
     def ctr(self, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
         command = ["ctr", "--address", str(self.socket), *arguments]
@@ -39,6 +49,14 @@ class Node:
         done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=60)
         assert done.returncode == 0 or not check, f"{command}: {done.stderr}"
         return done
+
+    def kill_and_restart_snapshotter(self) -> SnapshotsClient:
+        """End the snapshotter the hard way and start it again; containerd finds it again within seconds."""
+        self.service.kill()
+        client = self.stack.enter_context(self.service.started())
+        listing = ("snapshots", "--snapshotter", PLUGIN, "ls")
+        wait_until(lambda: self.ctr(*listing, check=False).returncode == 0, "containerd's new connection")
+        return client
 
     def run(self, image: str, name: str, *command: str) -> str:
         """Run a container to its end; gives what it printed."""
@@ -68,10 +86,13 @@ disabled_plugins = [{disabled}, "io.containerd.grpc.v1.cri"]
 [proxy_plugins.{PLUGIN}]
   type = "snapshot"
   address = "{service.address}"
+[[plugins."io.containerd.transfer.v1.local".unpack_config]]
+  platform = "linux/{_ARCHITECTURE}"
+  snapshotter = "{PLUGIN}"
 """,
         )
         stack.callback(unmount_below, folder)
         stack.enter_context(running(["containerd", "--config", config], folder / "containerd.log"))
-        node = Node(folder, service, repository, client)
+        node = Node(folder, service, repository, client, stack)
         wait_until(lambda: node.ctr("version", check=False).returncode == 0, "the start of containerd")
         yield node

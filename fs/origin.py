@@ -86,7 +86,11 @@ class _Origin:
         if not stat.S_ISREG(status.st_mode):
             os.close(descriptor)
             return _absent()
-        tag = f'"{path[8:]}"' if is_object else f'"{status.st_mtime_ns:x}-{status.st_size:x}-{status.st_ino:x}"'
+        tag = (
+            f'"{path[5:].replace("/", "")}"'
+            if is_object
+            else f'"{status.st_mtime_ns:x}-{status.st_size:x}-{status.st_ino:x}"'
+        )
         answer_headers = {
             "Accept-Ranges": "bytes",
             "Cache-Control": _FOR_EVER if is_object else _ONE_MINUTE,

@@ -14,6 +14,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+import structlog
+
 from fs.errors import FsError, RefusedError
 from fs.format.chunking import DEFAULT_SIZES, ChunkSizes, next_cut
 from fs.format.compression import FAST_LEVEL, Compression, deflate
@@ -25,7 +27,10 @@ EMPTY_OBJECT = bytes.fromhex("789c030000000001")
 """The zlib stream of no bytes, the same in every repository. Source: CernVM-FS 2.12, catalog_balancer_impl.h."""
 
 _REMEMBERED_AT_ONCE = 512
+_BUSY_S = 30.0
+_SELECT = "SELECT hash, algorithm, stored_bytes FROM contents WHERE key = ?"
 _READ_BYTES = 1 << 20
+_log = structlog.get_logger()
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,30 +54,24 @@ class _Stored:
 class DedupIndex:
     """Plain content (SHA-256, kind, compression) to the object that holds it. Thread-safe; processes may share it.
 
-    SHA-256 and not the format's SHA-1: two contents made to collide must not become one file.
+    SHA-256 and not the format's SHA-1: two contents made to collide must not become one file. Losing the index costs
+    time and space, nothing else; so damage is logged and the index begins anew.
     """
 
     def __init__(self, path: Path | None) -> None:
         """Open or make the database at *path*; None keeps the index in memory."""
         self._lock = threading.Lock()
+        self._path = path
         self._pending: dict[bytes, tuple[bytes, str, int]] = {}
-        self._db = sqlite3.connect(path or ":memory:", timeout=30, isolation_level=None, check_same_thread=False)
-        self._db.execute("PRAGMA journal_mode=WAL")
-        self._db.execute("PRAGMA synchronous=OFF")  # what a power cut costs here is compressed anew
-        self._db.execute(
-            "CREATE TABLE IF NOT EXISTS contents"
-            " (key BLOB PRIMARY KEY, hash BLOB, algorithm TEXT, stored_bytes INTEGER) WITHOUT ROWID"
-        )
+        try:
+            self._db = _open_index(path)
+        except sqlite3.DatabaseError as error:
+            self._db = self._begin_anew(error)
 
     def find(self, key: bytes) -> _Stored | None:
         """Where the content called *key* is said to be."""
         with self._lock:
-            row = (
-                self._pending.get(key)
-                or self._db.execute(
-                    "SELECT hash, algorithm, stored_bytes FROM contents WHERE key = ?", (key,)
-                ).fetchone()
-            )
+            row = self._pending.get(key) or self._select(key)
         return None if row is None else _Stored(Hash(row[0], Algorithm(row[1])), row[2])
 
     def remember(self, key: bytes, stored: _Stored) -> None:
@@ -87,17 +86,50 @@ class DedupIndex:
         with self._lock:
             self._write()
 
-    def _write(self) -> None:
-        rows = [(key, *value) for key, value in self._pending.items()]
-        self._db.execute("BEGIN IMMEDIATE")
-        self._db.executemany("INSERT OR REPLACE INTO contents VALUES (?, ?, ?, ?)", rows)
-        self._db.execute("COMMIT")
-        self._pending.clear()
-
     def close(self) -> None:
         """Write what is remembered and close the database."""
         self.flush()
         self._db.close()
+
+    def _select(self, key: bytes) -> tuple[bytes, str, int] | None:
+        try:
+            row: tuple[bytes, str, int] | None = self._db.execute(_SELECT, (key,)).fetchone()
+        except sqlite3.OperationalError:
+            return None  # busy
+        except sqlite3.DatabaseError as error:
+            self._db = self._begin_anew(error)
+            return None
+        return row
+
+    def _write(self) -> None:
+        rows = [(key, *value) for key, value in self._pending.items()]
+        self._pending.clear()
+        try:
+            with self._db:
+                self._db.execute("BEGIN IMMEDIATE")
+                self._db.executemany("INSERT OR REPLACE INTO contents VALUES (?, ?, ?, ?)", rows)
+        except sqlite3.OperationalError as error:
+            _log.warning("contents_not_indexed", count=len(rows), reason=str(error))
+        except sqlite3.DatabaseError as error:
+            self._db = self._begin_anew(error)
+
+    def _begin_anew(self, error: sqlite3.DatabaseError) -> sqlite3.Connection:
+        _log.warning("content_index_lost", path=str(self._path), reason=str(error))
+        if self._path is not None:
+            for ending in ("", "-wal", "-shm"):
+                self._path.with_name(self._path.name + ending).unlink(missing_ok=True)
+        return _open_index(self._path)
+
+
+def _open_index(path: Path | None) -> sqlite3.Connection:
+    connection = sqlite3.connect(path or ":memory:", timeout=_BUSY_S, isolation_level=None, check_same_thread=False)
+    connection.execute("PRAGMA journal_mode=WAL")
+    connection.execute("PRAGMA synchronous=OFF")  # what a power cut costs here is compressed anew
+    connection.execute(
+        "CREATE TABLE IF NOT EXISTS contents"
+        " (key BLOB PRIMARY KEY, hash BLOB, algorithm TEXT, stored_bytes INTEGER) WITHOUT ROWID"
+    )
+    return connection
 
 
 class Ingester:

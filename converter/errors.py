@@ -21,6 +21,12 @@ def shown(name: bytes) -> str:
 class ConverterError(UnpackdError):
     """Root of the package's errors."""
 
+    where: str = ""
+    """What the message begins with, as far as only a caller knows it: which layer of the image."""
+
+    def __str__(self) -> str:
+        return self.where + super().__str__()
+
 
 class LayerError(ConverterError):
     """A layer with an entry that cannot be part of a file tree; the message names the entry."""

@@ -172,6 +172,39 @@ def origin_record(before: bytes | None, config: str) -> bytes | None:
     return None if config in configs else _json({"origin": [*configs, config]})
 
 
+def provenance_record(  # noqa: PLR0913  # the fields of a record, all by name
+    *,
+    source: str,
+    name: str,
+    platform: str,
+    resolved: str,
+    manifest: str,
+    config: str,
+    layers: Sequence[LayerDescription],
+    tree: str,
+    tool: str,
+    converted: datetime,
+) -> bytes:
+    """``provenance.json``: where an image came from and what was made of it."""
+    document = {
+        "version": 1,
+        "source": source,
+        "name": name,
+        "platform": platform,
+        "resolved": resolved,
+        "manifest": manifest,
+        "config": config,
+        "layers": [
+            {"digest": layer.digest, "diff_id": layer.diff_id, "media_type": layer.media_type, "size": layer.size}
+            for layer in layers
+        ],
+        "tree": tree,
+        "tool": tool,
+        "converted": converted.isoformat(),
+    }
+    return json.dumps(document, indent=1).encode()
+
+
 def tree_digest(root: Node) -> str:
     """A digest of everything that a tree says: names, attributes, and the objects that hold the contents."""
     hasher = hashlib.sha256()

@@ -14,7 +14,7 @@ from tests.support.processes import require_root, require_tool, running, unmount
 from tests.support.snapshotter import UNPACKD, FakeRepository, Service, SnapshotsClient, service_folder
 
 PLUGIN = "cvmfs-snapshotter"
-_ARCHITECTURE = {"x86_64": "amd64", "aarch64": "arm64"}.get(platform.machine(), platform.machine())
+ARCHITECTURE = {"x86_64": "amd64", "aarch64": "arm64"}.get(platform.machine(), platform.machine())
 _UNUSED = ("btrfs", "zfs", "devmapper", "aufs")
 
 
@@ -87,7 +87,7 @@ disabled_plugins = [{disabled}, "io.containerd.grpc.v1.cri"]
   type = "snapshot"
   address = "{service.address}"
 [[plugins."io.containerd.transfer.v1.local".unpack_config]]
-  platform = "linux/{_ARCHITECTURE}"
+  platform = "linux/{ARCHITECTURE}"
   snapshotter = "{PLUGIN}"
 """,
         )

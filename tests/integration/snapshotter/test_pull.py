@@ -6,6 +6,7 @@ import re
 import subprocess
 import tarfile
 import time
+import urllib.request
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,13 +14,14 @@ from pathlib import Path
 import pytest
 
 from snapshotter.snapshots import chain_ids
-from tests.integration.snapshotter.conftest import PLUGIN, Node
-from tests.support.images import Layout, Member, digest, directory, make_layout, symlink, tar
+from tests.integration.snapshotter.conftest import ARCHITECTURE, PLUGIN, Node
+from tests.support.images import MANIFEST, Layout, Member, digest, directory, make_layout, symlink, tar
 from tests.support.processes import require_tool
 from tests.support.registry import Registry
 
 pytestmark = pytest.mark.root
 
+INDEX = "application/vnd.oci.image.index.v1+json"
 PROGRAM = b"""
 #include <stdio.h>
 int main(int argc, char **argv) {
@@ -179,6 +181,27 @@ def test_removal_and_pulling_again_stays_lazy(node: Node, image: Image) -> None:
     again = pulled(node, image)
 
     assert (again["layers_unpacked"], again["layers_total"]) == (0, 3)
+
+
+def test_an_index_by_digest(node: Node, image: Image, registry: Registry, request: pytest.FixtureRequest) -> None:
+    image.publish(node, (0, 1, 2))
+    described = {"mediaType": MANIFEST, "digest": digest(image.layout.manifest), "size": len(image.layout.manifest)}
+    machine = {"os": "linux", "architecture": ARCHITECTURE}
+    index = {"schemaVersion": 2, "mediaType": INDEX, "manifests": [{**described, "platform": machine}]}
+    body = json.dumps(index).encode()
+    repository = image.reference.partition("/")[2].rpartition(":")[0]
+    where = f"{registry.url}/v2/{repository}/manifests/multi"
+    put = urllib.request.Request(where, body, {"Content-Type": INDEX}, method="PUT")
+    urllib.request.urlopen(put, timeout=10).close()
+    name = f"{registry.host}/{repository}@{digest(body)}"
+
+    result = json.loads(node.unpackd("pull", name, "--json").stdout)
+    absent = node.unpackd("pull", name, "--platform", "linux/s390x", check=False)
+
+    assert (result["image"], result["digest"], result["layers_served"]) == (name, digest(body), 3)
+    assert node.run(name, "index", "/bin/cat", "/etc/link", "/etc/top") == expected(request)
+    assert absent.returncode == 10
+    assert f"linux/{ARCHITECTURE}" in absent.stderr
 
 
 def test_containers_survive_a_restart_of_the_snapshotter(node: Node, image: Image) -> None:

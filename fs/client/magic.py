@@ -136,11 +136,10 @@ class MagicAttributes:
     # of the repository and its catalogs
 
     async def _catalog_counters(self, found: Found) -> bytes:
-        catalog = await self._repository.catalogs.get(found.home)
-        mountpoint = found.home.mountpoint
-        return b"catalog_hash: %s\ncatalog_mountpoint: %s\n" % (str(found.home.hash).encode(), mountpoint) + _counters(
-            catalog
-        )
+        serving = found.inside  # a mount point tells about the catalog behind it
+        catalog = await self._repository.catalogs.get(serving)
+        head = b"catalog_hash: %s\ncatalog_mountpoint: %s\n" % (str(serving.hash).encode(), serving.mountpoint)
+        return head + _counters(catalog)
 
     async def _repository_counters(self, _: Found) -> bytes:
         return _counters(await self._repository.catalogs.get(self._repository.revision.root))
@@ -185,6 +184,8 @@ class MagicAttributes:
         name = found.entry.hash
         if name is None:
             return None
+        if not found.entry.size:
+            return str(name).encode()  # nothing has to be read for it
         cached = self._repository.objects.cache.find(name)
         return b"Not in cache" if cached is None else str(name).encode()
 

@@ -8,15 +8,7 @@ import sqlalchemy as sa
 
 from converter.farm_database import FarmDatabase
 from converter.farm_schema import hints, images, sources, wishes, wishlists
-from converter.wishlist import Wish, Wishlist
-
-
-@dataclass(frozen=True, slots=True, order=True)
-class Source:
-    """One repository of one registry: what is looked at in one go."""
-
-    registry: str
-    repository: str
+from converter.wishlist import Source, Wish, Wishlist
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,9 +72,7 @@ class WishStore:
                 wishes.c.registry == images.c.registry, wishes.c.image_repository == images.c.image_repository
             )
             connection.execute(sa.update(images).where(images.c.wished, ~wished).values(wished=False))
-            self._add_hints(
-                connection, {Source(wish.registry, wish.repository) for wish in wishlist.wishes}, "wishlist"
-            )
+            self._add_hints(connection, {wish.source for wish in wishlist.wishes}, "wishlist")
         return True
 
     def wishlists(self) -> list[AppliedWishlist]:
@@ -113,7 +103,7 @@ class WishStore:
             references = [*connection.execute(listed).scalars(), *connection.execute(asked).scalars()]
         found: dict[Source, list[Wish]] = {}
         for wish in map(Wish.parse, dict.fromkeys(references)):
-            found.setdefault(Source(wish.registry, wish.repository), []).append(wish)
+            found.setdefault(wish.source, []).append(wish)
         return found
 
     def add_hints(self, hinted: Iterable[Source], source: str) -> int:

@@ -36,6 +36,14 @@ _MAX_REPOSITORY_LENGTH = 255
 _MAX_SHOWN = 200
 
 
+@dataclass(frozen=True, slots=True, order=True)
+class Source:
+    """One repository of one registry: what is looked at in one go."""
+
+    registry: str
+    repository: str
+
+
 @dataclass(frozen=True, slots=True)
 class Wish:
     """One wanted image, or all images of a repository whose tag matches a pattern.
@@ -75,6 +83,11 @@ class Wish:
         if at and "*" in tag:
             raise WishSyntaxError("a digest names one image, so its tag cannot hold *")
         return cls(registry, path, tag if colon else None, digest if at else None, scheme, line)
+
+    @property
+    def source(self) -> Source:
+        """Where the image is."""
+        return Source(self.registry, self.repository)
 
     @property
     def is_pattern(self) -> bool:

@@ -23,7 +23,6 @@ from registry_proxy.oci.manifest import (
     ImageManifest,
     Platform,
     parse_config,
-    require_image,
     select_platform,
 )
 from registry_proxy.oci.reference import Reference
@@ -131,7 +130,6 @@ class Puller:
         if not isinstance(fetched.document, ImageManifest):
             raise PullError(f"{request.reference}: an index inside an index is not an image")
         manifest = fetched.document
-        require_image(manifest)
         config = await self.registry.blob_bytes(request.reference, manifest.config)
         return _Image(
             name=str(replace(request.reference, scheme=None)),

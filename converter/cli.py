@@ -2,6 +2,9 @@
 
 import typer
 
+from converter import convert_cli
+
 
 def register(app: typer.Typer) -> None:
     """Add the room's commands to *app*."""
+    convert_cli.register(app)

@@ -78,7 +78,7 @@ class Tree:
             parent = self._known.get(parent_path) or self._directory(parent_path, create=True)
             node = self._link_target(change.link) if change.link is not None else None
         except LayerError as error:
-            raise LayerError(error.reason, change.path[1:]) from error
+            raise type(error)(error.reason, change.path[1:]) from error
         children = parent.node.children
         before = children.get(name)
         if node is None:

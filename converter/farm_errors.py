@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Self
 
 from converter.errors import ConverterError
 from fs.runtime.exits import Exit
@@ -24,6 +25,11 @@ class WishlistError(ConverterError):
     def __init__(self, mistakes: Sequence[Mistake]) -> None:
         self.mistakes = tuple(sorted(mistakes))
         super().__init__("; ".join(f"line {m.line}, column {m.column}: {m.text}" for m in self.mistakes))
+
+    @classmethod
+    def for_other_repository(cls, wished: str, ours: str) -> Self:
+        """A wishlist without other mistakes that was given to the wrong farm."""
+        return cls([Mistake(1, 1, f"cvmfs_repo is {wished}, but this farm publishes into {ours}")])
 
 
 class WishSyntaxError(ConverterError):

@@ -3,7 +3,7 @@
 import json
 import random
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 import sqlalchemy as sa
@@ -11,7 +11,7 @@ import sqlalchemy as sa
 from converter.farm_database import FarmDatabase
 from converter.farm_schema import hints, history, images, jobs
 from converter.job_rules import OPEN, SUCCESSFUL, JobState, Rules
-from converter.wishlist import Wish
+from converter.wishlist import Source, Wish
 
 _MAX_ERROR_LENGTH = 2000
 
@@ -63,15 +63,16 @@ class JobStore:
 
     # What registries say
 
-    def expect(self, repository: str, wish: Wish) -> None:
-        """Make the image of *wish* known before its registry was asked, so that people find it."""
+    def expect(self, repository: str, wishes: Iterable[Wish]) -> None:
+        """Make the images of *wishes* known before their registry was asked, so that people find them."""
         with self._database.write() as connection:
-            self._image_id(connection, repository, wish, wished=True)
+            for wish in wishes:
+                self._image_id(connection, repository, wish)
 
     def request(self, repository: str, wish: Wish) -> None:
         """Somebody asks for the image of *wish* now: its registry is asked, and a failed job is tried again."""
         with self._database.write() as connection:
-            image_id = self._image_id(connection, repository, wish, wished=False)
+            image_id = self._image_id(connection, repository, wish)
             connection.execute(sa.update(images).where(images.c.id == image_id).values(requested=True))
             connection.execute(
                 self._database.insert(hints)
@@ -84,26 +85,29 @@ class JobStore:
                 .on_conflict_do_nothing()
             )
 
-    def observe(self, repository: str, wish: Wish, digest: str) -> bool:
-        """The registry says that the tag of *wish* names *digest*; True if that makes a job.
+    def observe(self, repository: str, digests: Mapping[Wish, str]) -> int:
+        """The registry says what the tags of the wishes name; gives how many jobs that makes.
 
-        Nothing happens if that digest is published, under way, or has failed for good. Older digests of the same image
-        that nobody started yet are superseded: the newest wins.
+        Nothing happens for a digest that is published, under way, or has failed for good. Older digests of the same
+        image that nobody started yet are superseded: the newest wins.
         """
-        now = self._clock()
         with self._database.write() as connection:
-            image_id = self._image_id(connection, repository, wish, wished=None)
-            image = connection.execute(sa.select(images).where(images.c.id == image_id)).one()
-            values = {"digest": digest, "error": None, "checked_at": now, "requested": False}
-            connection.execute(sa.update(images).where(images.c.id == image_id).values(**values))
-            if image.digest != digest:
-                connection.execute(sa.insert(history).values(image_id=image_id, digest=digest, seen_at=now))
-                connection.execute(
-                    sa.update(jobs)
-                    .where(jobs.c.image_id == image_id, jobs.c.digest != digest, jobs.c.state == JobState.QUEUED)
-                    .values(state=JobState.SUPERSEDED, finished_at=now)
-                )
-            return self._want(connection, image, digest)
+            return sum(self._observe(connection, repository, wish, digest) for wish, digest in digests.items())
+
+    def _observe(self, connection: sa.Connection, repository: str, wish: Wish, digest: str) -> bool:
+        now = self._clock()
+        image_id = self._image_id(connection, repository, wish)
+        image = connection.execute(sa.select(images).where(images.c.id == image_id)).one()
+        values = {"digest": digest, "error": None, "checked_at": now, "requested": False}
+        connection.execute(sa.update(images).where(images.c.id == image_id).values(**values))
+        if image.digest != digest:
+            connection.execute(sa.insert(history).values(image_id=image_id, digest=digest, seen_at=now))
+            connection.execute(
+                sa.update(jobs)
+                .where(jobs.c.image_id == image_id, jobs.c.digest != digest, jobs.c.state == JobState.QUEUED)
+                .values(state=JobState.SUPERSEDED, finished_at=now)
+            )
+        return self._want(connection, image, digest)
 
     def _want(self, connection: sa.Connection, image: sa.Row[tuple[object, ...]], digest: str) -> bool:
         """Make a job for *digest*, or revive the one that is there; False if there is nothing to do."""
@@ -130,41 +134,38 @@ class JobStore:
             connection.execute(sa.update(jobs).where(jobs.c.id == job.id).values(**again, progress=None, error=None))
         return bool(wanted)
 
-    def observe_trouble(self, repository: str, wish: Wish, error: str) -> None:
-        """The registry could not say what the tag of *wish* names. Nothing that is published is touched."""
-        values = {"error": error[:_MAX_ERROR_LENGTH], "checked_at": self._clock()}
+    def observe_trouble(self, repository: str, wish: Wish, error: str, *, is_absent: bool) -> None:
+        """The registry could not say what the tag of *wish* names. Nothing that is published is touched.
+
+        With *is_absent* it said that there is none; then a request for the image is answered.
+        """
+        values: dict[str, object] = {"error": error[:_MAX_ERROR_LENGTH], "checked_at": self._clock()}
+        if is_absent:
+            values["requested"] = False
         with self._database.write() as connection:
-            image_id = self._image_id(connection, repository, wish, wished=None)
+            image_id = self._image_id(connection, repository, wish)
             connection.execute(sa.update(images).where(images.c.id == image_id).values(**values))
 
-    def settle_request(self, repository: str, wish: Wish) -> None:
-        """The image that was asked for does not exist; it is not looked for again until somebody asks again."""
-        same = (images.c.repository == repository, images.c.name == wish.simple_name)
-        with self._database.write() as connection:
-            connection.execute(sa.update(images).where(*same).values(requested=False))
-
-    def keep_wished(self, repository: str, names: Iterable[str], *, registry: str, image_repository: str) -> None:
+    def set_wished(self, repository: str, source: Source, names: Iterable[str]) -> None:
         """Of one source, exactly the images *names* are wished now."""
-        kept = list(names)
         mine = (
             images.c.repository == repository,
-            images.c.registry == registry,
-            images.c.image_repository == image_repository,
+            images.c.registry == source.registry,
+            images.c.image_repository == source.repository,
         )
+        wanted = set(names)
         with self._database.write() as connection:
-            connection.execute(sa.update(images).where(*mine, images.c.wished).values(wished=False))
-            for name in kept:
-                connection.execute(sa.update(images).where(*mine, images.c.name == name).values(wished=True))
+            for row in connection.execute(sa.select(images.c.id, images.c.name, images.c.wished).where(*mine)).all():
+                if row.wished != (row.name in wanted):
+                    change = sa.update(images).where(images.c.id == row.id).values(wished=not row.wished)
+                    connection.execute(change)
 
-    def _image_id(self, connection: sa.Connection, repository: str, wish: Wish, *, wished: bool | None) -> int:
+    def _image_id(self, connection: sa.Connection, repository: str, wish: Wish) -> int:
         same = (images.c.repository == repository, images.c.name == wish.simple_name)
         found = connection.execute(sa.select(images.c.id, images.c.reference).where(*same)).one_or_none()
         if found is not None:
-            changes: dict[str, object] = {"wished": True} if wished else {}
             if found.reference != wish.reference:
-                changes["reference"] = wish.reference
-            if changes:
-                connection.execute(sa.update(images).where(images.c.id == found.id).values(**changes))
+                connection.execute(sa.update(images).where(images.c.id == found.id).values(reference=wish.reference))
             return int(found.id)
         connection.execute(
             self._database.insert(images)
@@ -174,7 +175,7 @@ class JobStore:
                 reference=wish.reference,
                 registry=wish.registry,
                 image_repository=wish.repository,
-                wished=bool(wished),
+                wished=False,
                 requested=False,
                 created_at=self._clock(),
             )

@@ -92,19 +92,31 @@ class WishStore:
             for row in lists
         ]
 
-    def wished(self, source: Source | None = None) -> dict[Source, list[Wish]]:
-        """Wishes by source, all or those of *source*; with the images that somebody asked for by name."""
-        asked = sa.select(images.c.reference).where(images.c.requested)
-        listed = sa.select(wishes.c.reference).order_by(wishes.c.wishlist, wishes.c.position)
-        if source is not None:
-            listed = listed.where(wishes.c.registry == source.registry, wishes.c.image_repository == source.repository)
-            asked = asked.where(images.c.registry == source.registry, images.c.image_repository == source.repository)
+    def sources(self) -> list[Source]:
+        """Everything that is wished from."""
+        query = sa.select(wishes.c.registry, wishes.c.image_repository).distinct()
         with self._database.read() as connection:
-            references = [*connection.execute(listed).scalars(), *connection.execute(asked).scalars()]
-        found: dict[Source, list[Wish]] = {}
-        for wish in map(Wish.parse, dict.fromkeys(references)):
-            found.setdefault(wish.source, []).append(wish)
-        return found
+            return [Source(row.registry, row.image_repository) for row in connection.execute(query)]
+
+    def wished(self, source: Source) -> list[Wish]:
+        """What is wished from *source*, in the order of the wishlists."""
+        query = (
+            sa.select(wishes.c.reference)
+            .where(wishes.c.registry == source.registry, wishes.c.image_repository == source.repository)
+            .order_by(wishes.c.wishlist, wishes.c.position)
+        )
+        with self._database.read() as connection:
+            return [Wish.parse(text) for text in dict.fromkeys(connection.execute(query).scalars())]
+
+    def requested(self, source: Source) -> list[Wish]:
+        """Images of *source* that somebody asked for by name and that were not looked up yet."""
+        query = sa.select(images.c.reference).where(
+            images.c.requested,
+            images.c.registry == source.registry,
+            images.c.image_repository == source.repository,
+        )
+        with self._database.read() as connection:
+            return [Wish.parse(text) for text in connection.execute(query).scalars()]
 
     def add_hints(self, hinted: Iterable[Source], source: str) -> int:
         """Remember that something may have changed at the *hinted* sources, if they are wished; gives how many are.
@@ -135,11 +147,6 @@ class WishStore:
         ]
         if rows:
             connection.execute(self._database.insert(hints).on_conflict_do_nothing(), rows)
-
-    def hint_again(self, source: Source) -> None:
-        """Look at *source* once more, soon."""
-        with self._database.write() as connection:
-            self._add_hints(connection, [source], "again")
 
     def take_hints(self, *, except_for: Iterable[Source] = ()) -> list[Source]:
         """Remove and give all hints but those *except_for*, which wait."""

@@ -65,7 +65,7 @@ class Farm:
 
     def wish(self, name: str, digit: str = "a") -> Wish:
         wish = Wish.parse(f"r.example/{name}")
-        assert self.jobs.observe(REPOSITORY, wish, "sha256:" + digit * 64)
+        assert self.jobs.observe(REPOSITORY, {wish: "sha256:" + digit * 64}) == 1
         return wish
 
     def image(self, wish: Wish) -> ImageView:

@@ -10,7 +10,6 @@ from converter.job_rules import ImageState, JobState
 from tests.integration.farm.conftest import Farm
 from tests.support.processes import wait_until
 
-
 both_brokers = pytest.mark.parametrize("farm", ["redis", "files"], indirect=True)
 
 

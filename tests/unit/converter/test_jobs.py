@@ -30,7 +30,7 @@ class Farm:
         self.views = FarmViews(self.database, clock=lambda: self.now)
 
     def observe(self, digest: str = A) -> bool:
-        return self.jobs.observe(REPOSITORY, WISH, digest)
+        return self.jobs.observe(REPOSITORY, {WISH: digest}) == 1
 
     def claim(self, job_id: int = 1, owner: str = "one") -> Claim | None:
         return self.jobs.claim(job_id, owner, self.dead.__contains__)
@@ -67,7 +67,7 @@ def outcome(*, changed: bool = True, revision: int = 7) -> Outcome:
 
 
 def test_a_wish_becomes_a_job_and_the_job_an_image(farm: Farm) -> None:
-    farm.jobs.expect(REPOSITORY, WISH)
+    farm.jobs.expect(REPOSITORY, [WISH])
     assert farm.image().state is ImageState.WANTED
 
     assert farm.observe()
@@ -250,7 +250,7 @@ def test_a_registry_that_cannot_be_read_removes_nothing(farm: Farm) -> None:
     farm.observe()
     farm.jobs.finish(farm.must_claim(), outcome())
 
-    farm.jobs.observe_trouble(REPOSITORY, WISH, "r.example does not answer")
+    farm.jobs.observe_trouble(REPOSITORY, WISH, "r.example does not answer", is_absent=False)
 
     image = farm.image()
     assert (image.state, image.error) == (ImageState.DONE, "r.example does not answer")
@@ -269,7 +269,9 @@ def test_applying_a_wishlist_again_changes_nothing(farm: Farm) -> None:
 
 def test_images_of_a_removed_line_stay_but_are_not_wished(farm: Farm) -> None:
     farm.wishes.apply("physics", wishlist(WISH.reference), "one")
-    farm.jobs.expect(REPOSITORY, WISH)
+    farm.jobs.expect(REPOSITORY, [WISH])
+    farm.jobs.set_wished(REPOSITORY, WISH.source, [WISH.simple_name])
+    assert farm.image().wished
     farm.wishes.apply("physics", wishlist("r.example/other:1"), "two")
 
     assert not farm.image().wished
@@ -295,18 +297,18 @@ def test_a_registry_with_another_name_for_itself_is_understood(farm: Farm) -> No
     assert farm.wishes.add_hints([Source("s.example", "b")], "test") == 1
 
 
-def test_wishes_come_with_what_somebody_asked_for(farm: Farm) -> None:
+def test_what_somebody_asked_for_is_known_beside_the_wishes(farm: Farm) -> None:
     text = b"cvmfs_repo: unpacked.example.org\ninput: ['r.example/group/tool:*']\n"
     farm.wishes.apply("physics", parse_wishlist(text), text.decode())
     farm.jobs.request(REPOSITORY, WISH)
 
-    assert farm.wishes.wished() == {
-        Source("r.example", "group/tool"): [Wish.parse("r.example/group/tool:*"), WISH],
-    }
+    assert farm.wishes.sources() == [WISH.source]
+    assert farm.wishes.wished(WISH.source) == [Wish.parse("r.example/group/tool:*")]
+    assert farm.wishes.requested(WISH.source) == [WISH]
 
 
 def test_images_are_found_by_any_way_of_writing_them(farm: Farm) -> None:
-    farm.jobs.expect(REPOSITORY, WISH)
+    farm.jobs.expect(REPOSITORY, [WISH])
 
     for text in (WISH.reference, WISH.simple_name, f"http://{WISH.simple_name}", f"{WISH.simple_name}@{A}"):
         assert farm.views.image(text).name == WISH.simple_name

@@ -1,0 +1,54 @@
+"""What workers convert with: the pipeline, and the repository that the settings name."""
+
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+
+import anyio
+
+from converter.config import ConversionSettings
+from converter.farm_errors import FarmUsageError
+from converter.jobs import Claim, Outcome
+from converter.pipeline import ConversionRequest, ConversionResult, Progress, convert_image
+from converter.sources import parse_source
+from fs.publish.repository import Repository
+
+
+class PipelineConverter:
+    """A ``tasks.Converter`` that publishes images; the repository is opened by the process that converts."""
+
+    def __init__(self, settings: ConversionSettings) -> None:
+        """Check that *settings* name a repository.
+
+        Raises:
+            FarmUsageError: they do not.
+        """
+        if settings.repo is None or settings.storage is None or settings.keys is None:
+            raise FarmUsageError("which repository? Set UNPACKD_REPO, UNPACKD_STORAGE and UNPACKD_KEYS")
+        self._name = settings.repo
+        self._storage = settings.storage
+        self._keys: Path = settings.keys
+        self._limits = settings.limits.limits()
+        self._repository: Repository | None = None
+
+    def __call__(self, claim: Claim, report: Callable[[dict[str, object]], None]) -> Outcome:
+        """See tasks.Converter. The image keeps the name of its wish, with the registry as it was written there."""
+        if self._repository is None:
+            self._repository = Repository.open(self._name, self._storage, self._keys)
+        repository = self._repository
+        request = ConversionRequest(source=parse_source(claim.pinned), name=claim.name)
+
+        def tell(progress: Progress) -> None:
+            report(asdict(progress))
+
+        async def convert() -> ConversionResult:
+            return await convert_image(request, repository, tell, limits=self._limits)
+
+        result = anyio.run(convert)
+        return Outcome(
+            changed=result.changed,
+            public_path=result.public_path,
+            flat_path=result.flat_path,
+            revision=result.revision,
+            details=result.as_json(),
+        )

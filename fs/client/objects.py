@@ -13,8 +13,8 @@ import structlog
 
 from fs.client.cache import CacheFullError, ObjectCache
 from fs.client.object_file import ObjectFile
-from fs.client.receiving import ObjectReceiver, ObjectRef, WindowSink
-from fs.errors import AbsentError, CorruptError
+from fs.client.receiving import ObjectReceiver, ObjectRef, SinkFailedError, WindowSink
+from fs.errors import AbsentError, CorruptError, RefusedError, UnreachableError
 from fs.format.hashes import Hash
 from fs.store.reading import StorageReader
 from fs.store.single_flight import SingleFlight
@@ -121,8 +121,8 @@ class Objects:
             receiver = ObjectReceiver(ref, writer)
             try:
                 await self._receive(ref, receiver)
-            except OSError as error:
-                raise self.cache.full(error) from error
+            except SinkFailedError as error:
+                raise self.cache.full(error.cause) from error
             writer.commit()
 
     async def _receive(self, ref: ObjectRef, receiver: ObjectReceiver) -> None:
@@ -133,7 +133,7 @@ class Objects:
             reader = self._external
         try:
             await reader.read(ref.request(), receiver)
-        except Exception as error:
+        except (AbsentError, CorruptError, RefusedError, UnreachableError) as error:
             _log.error("object_not_served", object=str(ref.hash), path=ref.request().path, reason=str(error))
             raise
         self.counts.objects += 1

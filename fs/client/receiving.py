@@ -5,7 +5,7 @@ from typing import Protocol
 
 import anyio.to_thread
 
-from fs.errors import CorruptError, RefusedError
+from fs.errors import CorruptError, FsError, RefusedError
 from fs.format.compression import Compression, Inflater
 from fs.format.hashes import Hash, Suffix
 from fs.store.reading import Part, Request
@@ -43,6 +43,14 @@ class Sink(Protocol):
 
     def write(self, piece: bytes) -> None:
         """The next bytes. May raise OSError."""
+
+
+class SinkFailedError(FsError):
+    """The sink did not take a piece: nothing that another server could do better."""
+
+    def __init__(self, cause: OSError) -> None:
+        super().__init__(str(cause))
+        self.cause = cause
 
 
 class WindowSink:
@@ -130,7 +138,10 @@ class ObjectReceiver:
             self._plain_bytes += len(piece)
             if self._plain_bytes > self._limit_bytes:
                 self._refuse_length()
-            self._sink.write(piece)
+            try:
+                self._sink.write(piece)
+            except OSError as error:
+                raise SinkFailedError(error) from error
 
     def _refuse_length(self) -> None:
         if self._ref.size is None:

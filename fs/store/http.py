@@ -12,7 +12,6 @@ import httpx
 from fs.errors import AbsentError, RefusedError, UnreachableError
 from fs.store.reading import Part, Receiver, Request
 
-_PIECE_BYTES = 1 << 16
 _ABSENT = frozenset({HTTPStatus.NOT_FOUND, HTTPStatus.GONE})
 _PASSING = frozenset({HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_EARLY, HTTPStatus.TOO_MANY_REQUESTS})
 _FRESH_HEADERS = {"Cache-Control": "no-cache", "Pragma": "no-cache"}
@@ -78,7 +77,8 @@ class HttpReader:
             async with self._client.stream("GET", place, headers=headers) as reply:
                 _raise_for_status(reply.status_code, f"{self.url}/{request.path}")
                 # raw bytes: a server that compresses unasked gives bytes that do not hash to their name
-                async with aclosing(_paced(reply.aiter_raw(_PIECE_BYTES), self._limits, self.url)) as pieces:
+                # and as they come: gathered into larger pieces, a trickle could not be told from silence
+                async with aclosing(_paced(reply.aiter_raw(), self._limits, self.url)) as pieces:
                     cut = request.part if reply.status_code == HTTPStatus.OK else None
                     await _push(pieces, receiver, cut)
         except (httpx.HTTPError, httpx.InvalidURL, httpx.StreamError) as error:

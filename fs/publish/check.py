@@ -85,6 +85,13 @@ def check_repository(store: Store, options: CheckOptions) -> Verdict:
     return check.verdict
 
 
+def check_tree(store: Store, root: NestedReference, options: CheckOptions) -> Verdict:
+    """Check one tree of catalogs and its objects, whether it is published or not."""
+    check = _Check(store, options)
+    check.run_tree(root)
+    return check.verdict
+
+
 class _Check:
     def __init__(self, store: Store, options: CheckOptions) -> None:
         self._store = store
@@ -105,10 +112,17 @@ class _Check:
             self._attempt("object", str(metainfo), lambda: self._small(metainfo, Suffix.METAINFO))
         tags = self._attempt("history", MANIFEST, lambda: self._check_history(manifest)) or []
         head = NestedReference(ROOT, manifest.root_catalog, manifest.catalog_size)
-        self._check_tree(head, is_head=True, manifest=manifest)
+        self._check_tree(head, manifest)
         for tag in tags:
-            self._check_tree(NestedReference(ROOT, tag.root_catalog, tag.size), is_head=False, manifest=manifest)
+            self._check_tree(NestedReference(ROOT, tag.root_catalog, tag.size))
         self._attempt("reflog", REFLOG, lambda: self._check_reflog(manifest, tags))
+        self._finish()
+
+    def run_tree(self, root: NestedReference) -> None:
+        self._check_tree(root)
+        self._finish()
+
+    def _finish(self) -> None:
         self._check_objects()
         reports = [report for report in self._seen.values() if report is not None]
         self.verdict.catalogs = len(reports)
@@ -179,8 +193,10 @@ class _Check:
             if name is not None and name not in known:
                 self._find("reflog", REFLOG, f"it does not know the {what}, {name}")
 
-    def _check_tree(self, root: NestedReference, *, is_head: bool, manifest: Manifest) -> None:
+    def _check_tree(self, root: NestedReference, manifest: Manifest | None = None) -> None:
         """Check the catalogs from *root* on; counters of a catalog are compared once all below it are counted."""
+        # of later trees only the catalogs that differ are looked at, so that names cannot be counted there
+        is_first = not self._seen
         links: Counter[tuple[int, int]] = Counter()
         opened: list[tuple[Catalog, CatalogReport]] = []
         pending = [root]
@@ -197,13 +213,13 @@ class _Check:
             self._seen[key] = report
             opened.append(found)
             links.update(report.links)
-            if is_head and reference is root:
+            if manifest is not None and reference is root:
                 self._check_head(manifest, catalog)
             pending.extend(nested for nested in report.nested if not nested.is_bind)
         for catalog, report in reversed(opened):
             self._check_children(report, catalog)
             catalog.close()
-        if is_head:
+        if is_first:
             for (group, count), names in links.items():
                 if names != count:
                     text = f"hard link group {-group} has {names} names, but says {count}"
@@ -221,7 +237,9 @@ class _Check:
         catalog, report = check_catalog(connect_bytes(database), reference)
         self.verdict.findings += report.findings
         for use in report.uses:
-            self._uses.setdefault((use.hash, use.suffix), use)
+            known = self._uses.setdefault((use.hash, use.suffix), use)
+            if (known.size, known.compression) != (use.size, use.compression):
+                self._missing(use, f"{shown(known.path)} says {known.size} bytes, another file {use.size}")
         report.uses.clear()
         return catalog, report
 

@@ -1,0 +1,163 @@
+"""The origin over a real socket: what it serves, what it never serves, how it announces revisions."""
+
+import json
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+import uvicorn
+
+from fs.format.hashes import Suffix
+from fs.origin import origin_app
+from fs.publish.operations import PutFile
+from fs.publish.repository import Repository
+
+NAME = "published.test"
+PLAIN = bytes(range(256)) * 3000  # larger than what is answered in one piece
+
+
+@pytest.fixture
+def url(repository: Repository, tmp_path: Path) -> Iterator[str]:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        config = uvicorn.Config(origin_app(tmp_path / "storage", NAME), log_level="error", timeout_graceful_shutdown=1)
+        server = uvicorn.Server(config)
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+        thread.start()
+        while not server.started and thread.is_alive():
+            time.sleep(0.01)
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}/cvmfs/{NAME}"
+        server.should_exit = True
+        thread.join(10)
+
+
+@pytest.fixture
+def big(repository: Repository, tmp_path: Path) -> str:
+    """Path of an object of 3 MB as stored."""
+    from fs.format.compression import Compression
+    from fs.publish.ingest import Codec, DedupIndex, Ingester
+    from fs.store.local import LocalStore
+
+    store = LocalStore(tmp_path / "storage")
+    content = Ingester(store, DedupIndex(None), Codec(compression=Compression.NONE)).add_bytes(PLAIN)
+    assert content.hash is not None
+    return content.hash.object_path()
+
+
+def test_objects_are_served_for_ever_and_named_files_for_a_minute(url: str, repository: Repository) -> None:
+    root = httpx.get(f"{url}/{repository.manifest.root_catalog.object_path(Suffix.CATALOG)}")
+    manifest = httpx.get(f"{url}/.cvmfspublished")
+
+    assert root.status_code == manifest.status_code == 200
+    assert "immutable" in root.headers["Cache-Control"]
+    assert manifest.headers["Cache-Control"] == "public, max-age=61"
+    assert manifest.headers["Content-Type"] == "application/x-cvmfs"
+    assert manifest.content.startswith(b"C")
+
+
+@pytest.mark.parametrize(
+    ("asked", "start", "stop"),
+    [("bytes=0-9", 0, 10), ("bytes=500000-", 500_000, None), ("bytes=-7", -7, None), ("bytes=10-99999999", 10, None)],
+)
+def test_ranges(url: str, big: str, asked: str, start: int, stop: int | None) -> None:
+    reply = httpx.get(f"{url}/{big}", headers={"Range": asked})
+
+    assert reply.status_code == 206
+    assert reply.content == PLAIN[start:stop]
+    assert reply.headers["Content-Range"].endswith(f"/{len(PLAIN)}")
+
+
+@pytest.mark.parametrize("asked", ["bytes=a-b", "bytes=5-3", "bytes=0-1,4-5", "lines=1-2", "bytes=-"])
+def test_a_range_that_is_none_means_the_whole(url: str, big: str, asked: str) -> None:
+    reply = httpx.get(f"{url}/{big}", headers={"Range": asked})
+
+    assert (reply.status_code, reply.content) == (200, PLAIN)
+
+
+def test_a_range_behind_the_end_cannot_be_satisfied(url: str, big: str) -> None:
+    reply = httpx.get(f"{url}/{big}", headers={"Range": f"bytes={len(PLAIN)}-"})
+
+    assert (reply.status_code, reply.headers["Content-Range"]) == (416, f"bytes */{len(PLAIN)}")
+
+
+def test_head_and_conditional_requests(url: str, big: str, repository: Repository) -> None:
+    head = httpx.head(f"{url}/{big}")
+    manifest = httpx.get(f"{url}/.cvmfspublished")
+
+    assert (head.status_code, head.content, head.headers["Content-Length"]) == (200, b"", str(len(PLAIN)))
+    same = httpx.get(f"{url}/.cvmfspublished", headers={"If-None-Match": manifest.headers["ETag"]})
+    assert (same.status_code, same.content) == (304, b"")
+    repository.commit([PutFile(b"/f", repository.ingester().add_bytes(b"x"))])
+    changed = httpx.get(f"{url}/.cvmfspublished", headers={"If-None-Match": manifest.headers["ETag"]})
+    assert changed.status_code == 200
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "",
+        "data",
+        "data/",
+        "data/txn/4711",
+        ".publisher/lock",
+        ".publisher/contents.db",
+        "data/../.publisher/lock",
+        "data/%2e%2e/.publisher/lock",
+        "..%2fkeys%2fpublished.test.key",
+        "data/00/link",
+        "data/00/" + "a" * 38,
+        "data/00/" + "b" * 38,
+        ".cvmfsother",
+        ".cvmfspublished/",
+        ".cvmfspublished%00",
+        ".cvmfspublished%0a",
+    ],
+)
+def test_nothing_else_is_served(url: str, tmp_path: Path, path: str) -> None:
+    host, port = httpx.URL(url).host, httpx.URL(url).port
+    (tmp_path / "storage/data/00" / ("b" * 38)).symlink_to(tmp_path / "keys/published.test.key")
+
+    with socket.create_connection((host, port), timeout=10) as connection:  # a client that does not tidy the path
+        connection.sendall(f"GET /cvmfs/{NAME}/{path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n".encode())
+        answer = b"".join(iter(lambda: connection.recv(65536), b""))
+
+    assert answer.startswith(b"HTTP/1.1 404 ")
+    assert b"no-store" in answer.lower()
+
+
+def test_other_methods_are_refused(url: str) -> None:
+    assert httpx.post(f"{url}/.cvmfspublished").status_code == 405
+    assert httpx.delete(f"{url}/.cvmfspublished").status_code == 405
+
+
+def test_the_list_of_repositories(url: str) -> None:
+    document = httpx.get(url.removesuffix(NAME) + "info/v1/repositories.json").json()
+
+    assert document["schema"] == 1
+    assert document["repositories"] == [{"name": NAME, "url": f"/cvmfs/{NAME}"}]
+
+
+def test_each_revision_is_announced_at_once(url: str, repository: Repository) -> None:
+    content = repository.ingester().add_bytes(b"x")
+    with httpx.stream("GET", f"{url}/events", timeout=10) as stream:
+        assert stream.headers["Content-Type"].startswith("text/event-stream")
+        lines = stream.iter_lines()
+        first = next_event(lines)
+        started = time.monotonic()
+        commit = repository.commit([PutFile(b"/f", content)])
+        second = next_event(lines)
+        seconds = time.monotonic() - started
+
+    assert first == {"repository": NAME, "revision": 1, "root": first["root"]}
+    assert second == {"repository": NAME, "revision": 2, "root": str(commit.root_hash)}
+    assert seconds < 2
+
+
+def next_event(lines: Iterator[str]) -> dict[str, object]:
+    assert next(line for line in lines if line) == "event: revision"
+    document: dict[str, object] = json.loads(next(lines).removeprefix("data: "))
+    return document

@@ -1,0 +1,136 @@
+"""``unpackd repo``: what each command prints and with which status it ends."""
+
+import json
+import stat
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from fs.format.tree import Node
+from fs.publish.operations import Graft, PutFile, PutSymlink
+from fs.publish.repository import Repository
+from unpackd import app
+
+NAME = "published.test"
+Run = Callable[..., Result]
+
+
+@pytest.fixture
+def run() -> Run:
+    runner = CliRunner()
+    return lambda *words: runner.invoke(app, ["repo", *map(str, words)])
+
+
+@pytest.fixture
+def storage(repository: Repository, tmp_path: Path) -> Path:
+    add = repository.ingester().add_bytes
+    tree = Node(mode=stat.S_IFDIR | 0o755, children={b"f": Node(mode=stat.S_IFREG | 0o644, content=add(b"inside"))})
+    repository.commit(
+        [
+            Graft(b"/tree", repository.prepare_subtree(b"/tree", tree)),
+            PutFile(b"/big", add(b"0123456789" * 1_000_000)),
+            PutSymlink(b"/link", b"$(not) a variable"),
+        ],
+        tag="filled",
+    )
+    repository.commit([PutFile(b"/later", add(b"x"))])
+    return tmp_path / "storage"
+
+
+def test_create_info_and_check(run: Run, tmp_path: Path) -> None:
+    made = run("create", "new.test", "--storage", tmp_path / "s", "--keys", tmp_path / "k", "--ttl", "7", "--json")
+    info = run("info", "--storage", tmp_path / "s", "--json")
+    checked = run("check", "--storage", tmp_path / "s", "--pubkey", tmp_path / "k/new.test.pub", "--json")
+
+    assert (made.exit_code, info.exit_code, checked.exit_code) == (0, 0, 0)
+    assert json.loads(made.stdout) == {
+        "name": "new.test",
+        "revision": 1,
+        "storage": str(tmp_path / "s"),
+        "pubkey": str(tmp_path / "k/new.test.pub"),
+    }
+    facts = json.loads(info.stdout)
+    assert (facts["name"], facts["revision"], facts["ttl_s"], facts["counters"]["dir"]) == ("new.test", 1, 7, 1)
+    assert json.loads(checked.stdout)["findings"] == []
+
+
+def test_create_refuses_what_is_there_and_bad_names(run: Run, storage: Path, tmp_path: Path) -> None:
+    assert run("create", "other.test", "--storage", storage, "--keys", tmp_path / "keys").exit_code == 1
+    assert run("create", "a/b", "--storage", tmp_path / "n", "--keys", tmp_path / "keys").exit_code == 1
+    assert run("create", "a.test").exit_code == 2
+
+
+def test_ls_and_cat(run: Run, storage: Path) -> None:
+    assert run("ls", "--storage", storage).stdout == "big\nlater\nlink\ntree\n"
+    assert run("ls", "--storage", storage, "/tree").stdout == "f\n"
+    assert run("ls", "--storage", storage, "--tag", "filled").stdout == "big\nlink\ntree\n"
+    assert " -> $(not) a variable" in run("ls", "--storage", storage, "-l").stdout
+    listed = json.loads(run("ls", "--storage", storage, "/link", "--json").stdout)
+    assert listed[0]["target"] == "$(not) a variable"
+    assert run("cat", "--storage", storage, "/tree/f").stdout == "inside"
+    assert run("cat", "--storage", storage, "/big").stdout_bytes == b"0123456789" * 1_000_000
+
+
+@pytest.mark.parametrize(
+    ("words", "status"),
+    [
+        (("ls", "/none"), 10),
+        (("cat", "/none"), 10),
+        (("cat", "/tree"), 1),
+        (("ls", "--tag", "none"), 10),
+        (("ls", "/../etc"), 1),
+        (("check", "--sample", "many"), 2),
+        (("check", "--sample", "0%"), 2),
+        (("tag", "new"), 2),
+        (("serve", "--listen", "nowhere"), 2),
+    ],
+)
+def test_statuses(run: Run, storage: Path, words: tuple[str, ...], status: int) -> None:
+    assert run(*words, "--storage", storage).exit_code == status
+
+
+def test_absent_storage(run: Run, tmp_path: Path) -> None:
+    result = run("info", "--storage", tmp_path / "none", "--json")
+
+    assert result.exit_code == 10
+    assert json.loads(result.stderr)["exit"] == 10
+
+
+def test_tag_and_history(run: Run, storage: Path, tmp_path: Path) -> None:
+    keys = tmp_path / "keys"
+
+    assert run("tag", "--storage", storage, "--keys", keys, "one", "--revision", "1").exit_code == 0
+    assert run("tag", "--storage", storage, "--keys", keys, "trunk").exit_code == 1
+    assert run("tag", "--storage", storage, "--keys", keys, "two", "--revision", "77").exit_code == 10
+    rows = json.loads(run("history", "--storage", storage, "--json").stdout)
+    assert [(row["revision"], row["tags"]) for row in rows] == [
+        (3, ["trunk"]),
+        (2, ["filled", "trunk-previous"]),
+        (1, ["one"]),
+    ]
+    assert run("tag", "--storage", storage, "--keys", keys, "one", "--remove").exit_code == 0
+    assert "one" not in {row["name"] for row in json.loads(run("tag", "--storage", storage, "--json").stdout)}
+
+
+def test_check_finds_damage_and_says_so(run: Run, repository: Repository, storage: Path) -> None:
+    name = repository.view().content(b"/tree/f").hash
+    assert name is not None
+    (storage / name.object_path()).write_bytes(b"damaged")
+
+    text, document = run("check", "--storage", storage), run("check", "--storage", storage, "--json")
+
+    assert (text.exit_code, document.exit_code) == (12, 12)
+    assert "/tree/f" in text.stdout
+    findings = [found for found in json.loads(document.stdout)["findings"] if not found["note"]]
+    assert [found["kind"] for found in findings] == ["object"]
+
+
+def test_resign(run: Run, storage: Path, tmp_path: Path) -> None:
+    result = run("resign", "--storage", storage, "--keys", tmp_path / "keys", "--json")
+
+    assert result.exit_code == 0
+    assert json.loads(result.stdout)["name"] == NAME
+    (tmp_path / "keys" / f"{NAME}.masterkey").chmod(0o644)
+    assert run("resign", "--storage", storage, "--keys", tmp_path / "keys").exit_code == 1

@@ -3,9 +3,11 @@
 import json
 import os
 import signal
+import tempfile
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from functools import partial
@@ -192,12 +194,27 @@ def _mount(frontend: Pyfuse3Frontend, settings: MountSettings) -> None:
         options |= {"suid", "dev"}  # root file systems of containers are made of this; others may not ask for it
     if settings.allows_other:
         options.add("allow_other")
+    with tempfile.TemporaryFile() as said, _stderr_to(said.fileno()):
+        try:
+            pyfuse3.init(frontend, str(settings.mountpoint), options)
+        except RuntimeError as error:
+            said.seek(0)
+            reason = said.read().decode("utf-8", "replace").strip() or str(error)
+            raise MountError(
+                f"{settings.mountpoint} could not be mounted: {reason}; 'unpackd doctor' says what this machine lacks"
+            ) from error
+
+
+@contextmanager
+def _stderr_to(descriptor: int) -> Iterator[None]:
+    """Send what a C library says to *descriptor*: libfuse has no other way to give its reasons."""
+    kept = os.dup(2)
     try:
-        pyfuse3.init(frontend, str(settings.mountpoint), options)
-    except RuntimeError as error:
-        raise MountError(
-            f"{settings.mountpoint} could not be mounted (the line before says why; 'unpackd doctor' may know more)"
-        ) from error
+        os.dup2(descriptor, 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
 
 
 async def _wait_for_answer(mountpoint: Path) -> None:

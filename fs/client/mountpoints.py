@@ -4,6 +4,7 @@ import errno
 import hashlib
 import os
 import re
+import socket
 import stat
 import subprocess
 import time
@@ -97,15 +98,32 @@ def check_mountpoint(mountpoint: Path) -> None:
         raise AbsentError(f"the mount point {mountpoint} does not exist") from error
     except OSError as error:
         if error.errno == errno.ENOTCONN:
-            raise MountError(
-                f"the daemon that served {mountpoint} is gone; run 'unpackd umount {mountpoint}' and mount again"
-            ) from error
+            raise _dead(mountpoint) from error
         raise MountError(f"the mount point {mountpoint} cannot be used: {error.strerror}") from error
     if not stat.S_ISDIR(status.st_mode):
         raise AbsentError(f"the mount point {mountpoint} is not a directory")
     mounted = find_mount(mountpoint)
+    if mounted is not None and not is_served(mounted):
+        raise _dead(mountpoint)
     if mounted is not None:
         raise LockedError(f"{mounted.name} is already mounted at {mountpoint}")
+
+
+def is_served(mounted: Mount) -> bool:
+    """True if the daemon of *mounted* listens. The mount itself is not asked: the kernel answers for a dead daemon."""
+    with socket.socket(socket.AF_UNIX) as probe:
+        probe.settimeout(1)
+        try:
+            probe.connect(str(control_socket(mounted.mountpoint, mounted.uid)))
+        except (FileNotFoundError, ConnectionRefusedError):
+            return False
+        except OSError:
+            return True  # it is there and busy, or it is not ours to speak to
+    return True
+
+
+def _dead(mountpoint: Path) -> MountError:
+    return MountError(f"the daemon that served {mountpoint} is gone; run 'unpackd umount {mountpoint}' and mount again")
 
 
 def unmount(mountpoint: Path, *, is_lazy: bool) -> Mount:
@@ -135,8 +153,7 @@ def unmount(mountpoint: Path, *, is_lazy: bool) -> Mount:
         if "busy" in done.stderr:
             raise LockedError(f"{mountpoint} is in use; stop what uses it (fuser -vm {mountpoint}), or say --lazy")
         raise MountError(f"{mountpoint} could not be unmounted: {done.stderr.strip()}")
-    socket = control_socket(mountpoint, mounted.uid)
     deadline = time.monotonic() + (0 if is_lazy else _END_TIMEOUT_S)
-    while socket.exists() and time.monotonic() < deadline:
+    while is_served(mounted) and time.monotonic() < deadline:
         time.sleep(0.02)
     return mounted

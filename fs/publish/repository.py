@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 
 from fs.errors import AbsentError, RefusedError
@@ -110,12 +111,12 @@ class Repository:
         if not _NAME.fullmatch(name):
             raise RefusedError(f"{name!r} cannot name a repository: up to 60 of letters, digits and . _ - can")
         store = local_store(storage, durable=durable)
-        if (store.root / MANIFEST).exists():
-            raise RefusedError(f"there is a repository in {store.root} already")
+        _refuse_if_there(store)
         store.prepare()
         now = datetime.now(UTC)
         made = cls(name, store, create_keys(keys, name, now), private=store.private, settings=settings)
         with made._locked(DEFAULT_TIMEOUT_S):
+            _refuse_if_there(store)  # whoever made it while this one waited
             made._publish_first()
         return made
 
@@ -205,7 +206,8 @@ class Repository:
             if not transaction.is_changed and tag is None and ttl_s == manifest.ttl_s:
                 return Commit(manifest.revision, manifest.root_catalog, changed=False)
             revision = manifest.revision + 1
-            root = transaction.seal(self._keep, revision=revision, last_modified_unix_s=now_s, ttl_s=ttl_s)
+            keep = partial(self._keep, manifest.root_catalog.algorithm)
+            root = transaction.seal(keep, revision=revision, last_modified_unix_s=now_s, ttl_s=ttl_s)
         finally:
             transaction.close()
         tags = [_tag(TRUNK, root, revision, now_s)]
@@ -362,8 +364,7 @@ class Repository:
         finally:
             connection.close()
 
-    def _keep(self, database: bytes) -> StoredCatalog:
-        algorithm = read_manifest(self._store).root_catalog.algorithm
+    def _keep(self, algorithm: Algorithm, database: bytes) -> StoredCatalog:
         stored = store_catalog(database, self._store, algorithm=algorithm, level=self._settings.catalogs.level)
         self._cache.add(stored.hash, database)
         return stored
@@ -380,6 +381,11 @@ class Repository:
     def _now_ns(self, manifest: Manifest) -> int:
         """The time, but never before the last revision: readers refuse a manifest that is older."""
         return max(int(self._clock() * 1e9), manifest.published_unix_s * 1_000_000_000)
+
+
+def _refuse_if_there(store: LocalStore) -> None:
+    if (store.root / MANIFEST).exists():
+        raise RefusedError(f"there is a repository in {store.root} already")
 
 
 def read_manifest(store: Store) -> Manifest:

@@ -6,6 +6,7 @@ import tarfile
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -74,7 +75,7 @@ def republish(repository: Repository, path: bytes, spoil: Callable[[Draft], None
     spoil(draft)
     draft.is_changed = True
     stored = transaction.seal(
-        repository._keep,
+        partial(repository._keep, manifest.root_catalog.algorithm),
         revision=manifest.revision + 1,
         last_modified_unix_s=manifest.published_unix_s,
         ttl_s=manifest.ttl_s,

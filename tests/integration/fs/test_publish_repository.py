@@ -9,11 +9,13 @@ from pathlib import Path
 import pytest
 
 from fs.errors import AbsentError, LockedError, NotTrustedError, RefusedError
-from fs.format.compression import inflate
-from fs.format.hashes import Suffix
+from fs.format.chunking import ChunkSizes
+from fs.format.compression import Compression, inflate
+from fs.format.hashes import Algorithm, Suffix
 from fs.format.tree import Node
 from fs.format.trust import TrustedWhitelist, load_public_keys, named_certificate
 from fs.publish.check import CheckOptions, check_repository
+from fs.publish.ingest import Codec
 from fs.publish.operations import Graft, MakeDirectory, PutFile, PutSymlink, Remove
 from fs.publish.repository import Repository, Settings
 from fs.store.local import LocalStore
@@ -322,6 +324,30 @@ def test_there_is_one_repository_in_a_storage(repository: Repository, tmp_path: 
         Repository.open("other.test", str(tmp_path / "nothing"), tmp_path / "keys")
     with pytest.raises(RefusedError, match="directories"):
         Repository.open("other.test", "s3://bucket", tmp_path / "keys")
+
+
+@pytest.mark.parametrize("algorithm", [Algorithm.RMD160, Algorithm.SHAKE128])
+@pytest.mark.parametrize("compression", Compression)
+def test_other_hashes_and_no_compression(
+    make_repository: Callable[..., Repository], tmp_path: Path, algorithm: Algorithm, compression: Compression
+) -> None:
+    codec = Codec(algorithm, compression, chunk_sizes=ChunkSizes(64, 128, 256))
+    repository = make_repository(Settings(codec=codec))
+    data = bytes(range(256)) * 4
+
+    repository.commit(
+        [
+            graft(repository, b"/t/x", f=b"1", empty=b""),
+            put(repository, b"/big", data),
+            MakeDirectory(b"/n", nested=True),
+        ]
+    )
+
+    assert repository.manifest.root_catalog.algorithm is algorithm
+    assert len(repository.view().content(b"/big").chunks) > 2
+    assert repository.view().read(b"/big", 2000) == data
+    assert repository.view().read(b"/t/x/f", 10) == b"1"
+    assert_good(repository, tmp_path)
 
 
 def test_many_changes_leave_the_catalog_dense(repository: Repository, tmp_path: Path) -> None:

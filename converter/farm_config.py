@@ -6,6 +6,7 @@ from pydantic import Field, PositiveFloat, PositiveInt, SecretStr, ValidationErr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from converter.errors import SettingsError
+from converter.job_rules import Rules
 
 
 class FarmSettings(BaseSettings):
@@ -53,3 +54,8 @@ def load_farm_settings() -> FarmSettings:
 def sqlite_url(path: Path) -> str:
     """URL of the SQLite database in file *path*."""
     return f"sqlite:///{path.absolute()}"
+
+
+def farm_rules(settings: FarmSettings) -> Rules:
+    """The rules of jobs as *settings* have them."""
+    return Rules(max_attempts=settings.max_attempts, stale_after_s=settings.stale_after_s)

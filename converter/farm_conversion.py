@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from dataclasses import asdict
-from pathlib import Path
 
 import anyio
 
@@ -27,7 +26,7 @@ class PipelineConverter:
             raise FarmUsageError("which repository? Set UNPACKD_REPO, UNPACKD_STORAGE and UNPACKD_KEYS")
         self._name = settings.repo
         self._storage = settings.storage
-        self._keys: Path = settings.keys
+        self._keys = settings.keys
         self._limits = settings.limits.limits()
         self._repository: Repository | None = None
 

@@ -11,9 +11,8 @@ from celery.exceptions import SoftTimeLimitExceeded
 from sqlalchemy.exc import SQLAlchemyError
 
 from converter.app import CONVERT, make_app
-from converter.farm_config import FarmSettings
+from converter.farm_config import FarmSettings, farm_rules
 from converter.farm_database import FarmDatabase
-from converter.job_rules import Rules
 from converter.jobs import Claim, JobStore, Outcome
 from converter.owners import Owner, is_dead
 from converter.processes import end_with_parent
@@ -150,11 +149,6 @@ def register_tasks(app: Celery, settings: FarmSettings, convert: Converter) -> N
 
     signals.worker_process_init.connect(started_in_child, weak=False)
     app.task(name=CONVERT)(convert_job)
-
-
-def farm_rules(settings: FarmSettings) -> Rules:
-    """The rules of jobs as *settings* have them."""
-    return Rules(max_attempts=settings.max_attempts, stale_after_s=settings.stale_after_s)
 
 
 def run_worker(settings: FarmSettings, convert: Converter) -> int:

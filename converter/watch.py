@@ -22,10 +22,9 @@ import structlog
 from sqlalchemy.exc import SQLAlchemyError
 
 from converter.dispatch import Dispatcher
-from converter.farm_errors import WishlistError
 from converter.jobs import JobStore
-from converter.wishes import WishStore
-from converter.wishlist import Source, Wish, parse_wishlist
+from converter.wishes import WishStore, apply_file
+from converter.wishlist import Source, Wish
 from fs.runtime.errors import UnpackdError
 from registry_proxy.errors import AbsentError, RateLimitedError
 from registry_proxy.oci.manifest import Descriptor
@@ -248,28 +247,6 @@ class Watcher:
             except (OSError, UnpackdError, SQLAlchemyError) as error:
                 _log.error("wishlist not applied", path=str(path), error=str(error))
             await anyio.sleep(_FILE_INTERVAL_S)
-
-
-def apply_file(wishes: WishStore, repository: str, path: Path) -> bool:
-    """Apply the wishlist in file *path* under the file's name; False if nothing changes.
-
-    Raises:
-        WishlistError: it has mistakes, or is for another repository.
-        OSError: the file cannot be read.
-    """
-    return apply_text(wishes, repository, path.stem, path.read_bytes())
-
-
-def apply_text(wishes: WishStore, repository: str, name: str, body: bytes) -> bool:
-    """Apply the wishlist *body* under *name*; False if nothing changes.
-
-    Raises:
-        WishlistError: it has mistakes, or is for another repository.
-    """
-    wishlist = parse_wishlist(body)
-    if wishlist.repository != repository:
-        raise WishlistError.for_other_repository(wishlist.repository, repository)
-    return wishes.apply(name, wishlist, body.decode("utf-8-sig"))
 
 
 def _reference(wish: Wish) -> Reference:

@@ -3,12 +3,14 @@
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from pathlib import Path
 
 import sqlalchemy as sa
 
 from converter.farm_database import FarmDatabase
+from converter.farm_errors import WishlistError
 from converter.farm_schema import hints, images, sources, wishes, wishlists
-from converter.wishlist import Source, Wish, Wishlist
+from converter.wishlist import Source, Wish, Wishlist, parse_wishlist
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,18 +127,18 @@ class WishStore:
         each registry with a wished repository of that name. A hint costs a look and can do no harm.
         """
         wanted = set(hinted)
-        with self._database.write() as connection:
-            names = {source.repository for source in wanted}
-            rows = connection.execute(
-                sa.select(wishes.c.registry, wishes.c.image_repository).where(wishes.c.image_repository.in_(names))
-            )
-            known = {Source(row.registry, row.image_repository) for row in rows}
-            chosen = {
-                each
-                for hint in wanted
-                for each in ({hint} if hint in known else {s for s in known if s.repository == hint.repository})
-            }
-            self._add_hints(connection, chosen, source)
+        names = {source.repository for source in wanted}
+        query = sa.select(wishes.c.registry, wishes.c.image_repository).where(wishes.c.image_repository.in_(names))
+        with self._database.read() as connection:
+            known = {Source(row.registry, row.image_repository) for row in connection.execute(query)}
+        chosen = {
+            each
+            for hint in wanted
+            for each in ({hint} if hint in known else {s for s in known if s.repository == hint.repository})
+        }
+        if chosen:  # a flood of hints that are of no interest never waits for the lock
+            with self._database.write() as connection:
+                self._add_hints(connection, chosen, source)
         return len(chosen)
 
     def _add_hints(self, connection: sa.Connection, chosen: Iterable[Source], source: str) -> None:
@@ -186,3 +188,25 @@ class WishStore:
             SourceState(Source(row.registry, row.image_repository), row.checked_at, row.read_at, row.error)
             for row in rows
         ]
+
+
+def apply_file(wishes: WishStore, repository: str, path: Path) -> bool:
+    """Apply the wishlist in file *path* under the file's name; False if nothing changes.
+
+    Raises:
+        WishlistError: it has mistakes, or is for another repository.
+        OSError: the file cannot be read.
+    """
+    return apply_text(wishes, repository, path.stem, path.read_bytes())
+
+
+def apply_text(wishes: WishStore, repository: str, name: str, body: bytes) -> bool:
+    """Apply the wishlist *body* under *name*; False if nothing changes.
+
+    Raises:
+        WishlistError: it has mistakes, or is for another repository.
+    """
+    wishlist = parse_wishlist(body)
+    if wishlist.repository != repository:
+        raise WishlistError.for_other_repository(wishlist.repository, repository)
+    return wishes.apply(name, wishlist, body.decode("utf-8-sig"))

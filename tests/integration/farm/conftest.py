@@ -13,12 +13,11 @@ import pytest
 from converter.app import Queue, make_app
 from converter.broker import embedded_broker
 from converter.dispatch import Dispatcher
-from converter.farm_config import FarmSettings, sqlite_url
+from converter.farm_config import FarmSettings, farm_rules, sqlite_url
 from converter.farm_database import FarmDatabase
 from converter.farm_views import FarmViews, ImageView
 from converter.job_rules import ImageState
 from converter.jobs import JobStore
-from converter.tasks import farm_rules
 from converter.wishlist import Wish
 from tests.support.processes import require_tool, running, wait_until
 

@@ -1,0 +1,1 @@
+"""The farm's face: status page, API, hooks for registries, figures. An ASGI application."""

@@ -1,0 +1,35 @@
+"""What the web application works with, handed in from outside."""
+
+from dataclasses import dataclass
+
+from pydantic import SecretStr
+
+from converter.farm_config import FarmSettings, farm_rules
+from converter.farm_database import FarmDatabase
+from converter.farm_views import FarmViews
+from converter.jobs import JobStore
+from converter.wishes import WishStore
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Services:
+    """One farm's database and secrets."""
+
+    repository: str
+    views: FarmViews
+    wishes: WishStore
+    jobs: JobStore
+    api_token: SecretStr | None = None
+    webhook_authorization: SecretStr | None = None
+
+    @classmethod
+    def of(cls, repository: str, database: FarmDatabase, settings: FarmSettings) -> "Services":
+        """The services of the farm whose settings these are."""
+        return cls(
+            repository=repository,
+            views=FarmViews(database),
+            wishes=WishStore(database),
+            jobs=JobStore(database, rules=farm_rules(settings)),
+            api_token=settings.api_token,
+            webhook_authorization=settings.webhook_authorization,
+        )

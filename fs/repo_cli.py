@@ -69,6 +69,7 @@ def serve(
     from fs.origin import origin_app
     from fs.publish.repository import read_manifest
     from fs.runtime.logs import configure_logging
+    from fs.runtime.serving import listening_socket
 
     with command_errors():
         host, port = _address(listen)
@@ -77,13 +78,11 @@ def serve(
         configure_logging()
         config = uvicorn.Config(
             origin_app(store.root, name),
-            host=host,
-            port=port,
             log_level="warning",
             access_log=False,
             timeout_graceful_shutdown=_STOP_AFTER_S,  # streams of events never end by themselves
         )
-        listener = config.bind_socket()
+        listener = listening_socket(host, port)
         bound = listener.getsockname()
         say(f"serving http://{bound[0]}:{bound[1]}/cvmfs/{name}")
         uvicorn.Server(config).run(sockets=[listener])

@@ -83,3 +83,10 @@ class LockedError(FsError):
 
     exit = Exit.LOCKED
     transient = True
+
+
+class OvertakenError(FsError):
+    """Somebody else changed, meanwhile, what this was built on; beginning anew helps."""
+
+    exit = Exit.LOCKED
+    transient = True

@@ -6,16 +6,21 @@ Source: CernVM-FS 2.12, upload_local.cc, util/posix.cc.
 """
 
 import ctypes
+import fcntl
 import itertools
 import os
 import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO
 
-from fs.errors import AbsentError, CorruptError, FsError, RefusedError
+from fs.errors import AbsentError, CorruptError, FsError, OvertakenError, RefusedError
 from fs.format.hashes import Hash, Suffix
 from fs.runtime.files import write_atomically
-from fs.store.base import Buffer
+from fs.store.base import REFRESH_AFTER_S, Buffer, StoredObject
+from fs.store.names import parse_object_path
 
 PRIVATE = ".publisher"
 _STAGING = "data/txn"
@@ -26,18 +31,22 @@ _libc = ctypes.CDLL(None, use_errno=True)
 class LocalStore:
     """A Store in directory *root*."""
 
-    def __init__(self, root: Path, *, durable: bool = True) -> None:
+    def __init__(self, root: Path, *, durable: bool = True, clock: Callable[[], float] = time.time) -> None:
         """Use what is there; ``prepare`` makes what is missing.
 
         Args:
             root: the storage directory.
             durable: sync to disk before ``settle`` and ``replace_named`` return. Without it a power cut can cost a
                 revision, a killed process never does.
+            clock: Unix seconds, as the file system's.
         """
         self.root = root
         self._prefix = f"{root}/"
         self._durable = durable
+        self._clock = clock
         self._serial = itertools.count()
+        self._guard = threading.Lock()
+        self._refreshed: set[tuple[Hash, Suffix]] = set()  # since the last settle
 
     @property
     def private(self) -> Path:
@@ -83,7 +92,7 @@ class LocalStore:
 
         An object of another length is a remnant of a power cut and is replaced.
         """
-        if self.has(name, suffix, stored_bytes=len(stored)):
+        if self.claim(name, suffix, stored_bytes=len(stored)):
             return False
         staged = f"{self._prefix}{_STAGING}/{os.getpid()}-{threading.get_ident()}-{next(self._serial)}"
         descriptor = os.open(staged, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, _READABLE)
@@ -99,8 +108,29 @@ class LocalStore:
             raise
         return True
 
+    def claim(self, name: Hash, suffix: Suffix, *, stored_bytes: int | None = None) -> bool:
+        """See ObjectWriter.claim."""
+        path = self._prefix + name.object_path(suffix)
+        try:
+            status = os.stat(path)  # noqa: PTH116  # once for every file
+            if stored_bytes not in (None, status.st_size):
+                return False
+            if status.st_mtime < self._clock() - REFRESH_AFTER_S:
+                now = self._clock()
+                os.utime(path, (now, now))
+                with self._guard:
+                    self._refreshed.add((name, suffix))
+        except FileNotFoundError:
+            return False
+        return True
+
     def settle(self) -> None:
         """See ObjectWriter.settle: one ``syncfs`` of the whole file system instead of an fsync per object."""
+        with self._guard:
+            refreshed, self._refreshed = self._refreshed, set()
+        for name, suffix in refreshed:
+            if not self.has(name, suffix):
+                raise OvertakenError(f"object {name}{suffix.value} was collected as garbage while it was needed again")
         if not self._durable:
             return
         descriptor = os.open(self.root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -125,6 +155,62 @@ class LocalStore:
     def replace_named(self, name: str, content: bytes) -> None:
         """See NamedFiles.replace_named."""
         write_atomically(self.root / name, content, mode=_READABLE, durable=self._durable)
+
+    def swap_named(self, name: str, content: bytes, *, expected: bytes | None) -> None:
+        """See NamedFiles.swap_named: comparison and rename happen under a file lock of their own."""
+        descriptor = os.open(self.root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)  # held for a rename by everybody, so there is no long wait
+            path = self.root / name
+            if (path.read_bytes() if path.exists() else None) != expected:
+                raise OvertakenError(f"{name} in {self.root} was replaced by another writer")
+            self.replace_named(name, content)
+        finally:
+            os.close(descriptor)
+
+    def remove_named(self, name: str) -> None:
+        """See NamedFiles.remove_named."""
+        (self.root / name).unlink(missing_ok=True)
+
+    def objects(self) -> Iterator[StoredObject]:
+        """See ObjectReaper.objects."""
+        for number in range(256):
+            folder = f"data/{number:02x}"
+            try:
+                found = list(os.scandir(self._prefix + folder))  # with the status of each file
+            except FileNotFoundError:
+                continue
+            for file in found:
+                parsed = parse_object_path(f"{folder}/{file.name}")
+                if parsed is None:
+                    continue
+                with suppress(FileNotFoundError):
+                    status = file.stat(follow_symlinks=False)
+                    yield StoredObject(*parsed, status.st_size, status.st_mtime)
+
+    def describe(self, name: Hash, suffix: Suffix) -> StoredObject | None:
+        """See ObjectReaper.describe."""
+        try:
+            status = os.stat(self._prefix + name.object_path(suffix))  # noqa: PTH116  # once for every file
+        except FileNotFoundError:
+            return None
+        return StoredObject(name, suffix, status.st_size, status.st_mtime)
+
+    def remove(self, objects: Sequence[StoredObject]) -> None:
+        """See ObjectReaper.remove."""
+        for each in objects:
+            with suppress(FileNotFoundError):
+                os.unlink(self._prefix + each.name.object_path(each.suffix))  # noqa: PTH108  # once for every file
+
+    def remove_leftovers(self, before_unix_s: float) -> int:
+        """See ObjectReaper.remove_leftovers: staged files of writers that were killed."""
+        count = 0
+        for staged in (self.root / _STAGING).iterdir():
+            with suppress(FileNotFoundError):
+                if staged.stat().st_mtime < before_unix_s:
+                    staged.unlink()
+                    count += 1
+        return count
 
 
 def _write_all(descriptor: int, stored: Buffer) -> None:

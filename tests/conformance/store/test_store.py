@@ -3,31 +3,14 @@
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import pytest
 
 from fs.errors import AbsentError, CorruptError, RefusedError
 from fs.format.hashes import Algorithm, Hash, Suffix
 from fs.store.base import Store
-from fs.store.local import LocalStore
-from fs.store.memory import MemoryStore
 
 STORED = b"some stored bytes"
-
-
-def make_local(folder: Path) -> Store:
-    store = LocalStore(folder / "storage")
-    store.prepare()
-    return store
-
-
-MAKERS: dict[str, Callable[[Path], Store]] = {"local": make_local, "memory": lambda _: MemoryStore()}
-
-
-@pytest.fixture(params=MAKERS)
-def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
-    return MAKERS[request.param](tmp_path)
 
 
 @pytest.mark.parametrize("algorithm", Algorithm)

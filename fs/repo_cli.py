@@ -15,6 +15,8 @@ from fs.runtime.exits import Exit
 from fs.runtime.output import command_errors, print_json, say
 
 if TYPE_CHECKING:
+    import socket
+
     from fs.format.catalog import Entry
     from fs.format.history import Tag
     from fs.publish.check import Verdict
@@ -295,6 +297,16 @@ def _address(listen: str) -> tuple[str, int]:
     if not colon or not port.isdigit():
         raise UsageError(f"{listen!r} is not HOST:PORT")
     return host.strip("[]") or "127.0.0.1", int(port)
+
+
+def _listen(host: str, port: int) -> "socket.socket":
+    from fs.errors import UnreachableError
+    from fs.runtime.listening import listening_socket
+
+    try:
+        return listening_socket(host, port)
+    except OSError as error:
+        raise UnreachableError(f"cannot listen at {host}:{port}: {error.strerror}") from error
 
 
 def _share(sample: str) -> float:

@@ -11,39 +11,47 @@ import httpx
 import pytest
 import uvicorn
 
+from fs.format.compression import Compression
 from fs.format.hashes import Suffix
 from fs.origin import origin_app
+from fs.publish.ingest import Codec, DedupIndex, Ingester
 from fs.publish.operations import PutFile
 from fs.publish.repository import Repository
+from fs.runtime.listening import listening_socket
+from fs.store.local import LocalStore
 
 NAME = "published.test"
-PLAIN = bytes(range(256)) * 3000  # larger than what is answered in one piece
+PLAIN = bytes(range(256)) * 3000
+
+
+@pytest.fixture(scope="module")
+def storage(made_keys: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("origin") / "storage"
+    Repository.create(NAME, str(folder), made_keys, durable=False)
+    return folder
 
 
 @pytest.fixture
-def url(repository: Repository, tmp_path: Path) -> Iterator[str]:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        config = uvicorn.Config(origin_app(tmp_path / "storage", NAME), log_level="error", timeout_graceful_shutdown=1)
+def repository(storage: Path, made_keys: Path) -> Repository:
+    return Repository.open(NAME, str(storage), made_keys, durable=False)
+
+
+@pytest.fixture(scope="module")
+def url(storage: Path) -> Iterator[str]:
+    with listening_socket("127.0.0.1", 0) as listener:
+        config = uvicorn.Config(origin_app(storage, NAME), log_level="error", timeout_graceful_shutdown=1)
         server = uvicorn.Server(config)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()
-        while not server.started and thread.is_alive():
-            time.sleep(0.01)
         yield f"http://127.0.0.1:{listener.getsockname()[1]}/cvmfs/{NAME}"
         server.should_exit = True
         thread.join(10)
 
 
-@pytest.fixture
-def big(repository: Repository, tmp_path: Path) -> str:
-    """Path of an object of 3 MB as stored."""
-    from fs.format.compression import Compression
-    from fs.publish.ingest import Codec, DedupIndex, Ingester
-    from fs.store.local import LocalStore
-
-    store = LocalStore(tmp_path / "storage")
-    content = Ingester(store, DedupIndex(None), Codec(compression=Compression.NONE)).add_bytes(PLAIN)
+@pytest.fixture(scope="module")
+def big(storage: Path) -> str:
+    """Path of an object that is larger than what is answered in one piece."""
+    content = Ingester(LocalStore(storage), DedupIndex(None), Codec(compression=Compression.NONE)).add_bytes(PLAIN)
     assert content.hash is not None
     return content.hash.object_path()
 
@@ -117,9 +125,11 @@ def test_head_and_conditional_requests(url: str, big: str, repository: Repositor
         ".cvmfspublished%0a",
     ],
 )
-def test_nothing_else_is_served(url: str, tmp_path: Path, path: str) -> None:
+def test_nothing_else_is_served(url: str, storage: Path, made_keys: Path, path: str) -> None:
     host, port = httpx.URL(url).host, httpx.URL(url).port
-    (tmp_path / "storage/data/00" / ("b" * 38)).symlink_to(tmp_path / "keys/published.test.key")
+    link = storage / "data/00" / ("b" * 38)
+    if not link.is_symlink():
+        link.symlink_to(made_keys / f"{NAME}.key")
 
     with socket.create_connection((host, port), timeout=10) as connection:  # a client that does not tidy the path
         connection.sendall(f"GET /cvmfs/{NAME}/{path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n".encode())
@@ -143,17 +153,18 @@ def test_the_list_of_repositories(url: str) -> None:
 
 def test_each_revision_is_announced_at_once(url: str, repository: Repository) -> None:
     content = repository.ingester().add_bytes(b"x")
+    before = repository.manifest.root_catalog
     with httpx.stream("GET", f"{url}/events", timeout=10) as stream:
         assert stream.headers["Content-Type"].startswith("text/event-stream")
         lines = stream.iter_lines()
         first = next_event(lines)
         started = time.monotonic()
-        commit = repository.commit([PutFile(b"/f", content)])
+        commit = repository.commit([PutFile(b"/announced", content)])
         second = next_event(lines)
         seconds = time.monotonic() - started
 
-    assert first == {"repository": NAME, "revision": 1, "root": first["root"]}
-    assert second == {"repository": NAME, "revision": 2, "root": str(commit.root_hash)}
+    assert first == {"repository": NAME, "revision": commit.revision - 1, "root": str(before)}
+    assert second == {"repository": NAME, "revision": commit.revision, "root": str(commit.root_hash)}
     assert seconds < 2
 
 

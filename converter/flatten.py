@@ -10,6 +10,7 @@ entry are 0755 root:root; their time, which umoci takes from the clock, is 0, so
 """
 
 import stat
+from contextlib import suppress
 from dataclasses import dataclass
 
 from converter.changeset import Change, ChangeSet
@@ -78,7 +79,7 @@ class Tree:
             parent = self._known.get(parent_path) or self._directory(parent_path, create=True)
             node = self._link_target(change.link) if change.link is not None else None
         except LayerError as error:
-            raise type(error)(error.reason, change.path[1:]) from error
+            raise LayerError(error.reason, change.path[1:]) from error
         children = parent.node.children
         before = children.get(name)
         if node is None:
@@ -100,7 +101,7 @@ class Tree:
         parent = self._existing(parent_path)
         node = parent.node.children.get(name) if parent is not None else None
         if node is None:
-            raise _NoTargetError(f"the target of this hard link, '{shown(link[1:])}', is not in the image")
+            raise LayerError(f"the target of this hard link, '{shown(link[1:])}', is not in the image")
         if node.is_directory:
             raise LayerError("hard links to directories are not possible")
         return node
@@ -201,32 +202,26 @@ def layer_alone(changes: ChangeSet) -> Node:
     """The layer in the form of overlayfs, whatever lies below.
 
     It is the best that can be said without knowing the layers below: directories without an entry have default
-    attributes, symlinks that a lower layer brings are not followed, and hard links to files of lower layers are absent.
-    Where that makes a difference, the chain has its own form of the layer (``Tree.apply``).
-
-    Raises:
-        LayerError: as ``Tree.apply``.
+    attributes, symlinks that a lower layer brings are not followed, and what makes no sense without the layers below,
+    such as a hard link into them, is absent. Where that makes a difference, the chain has its own form of the layer
+    (``Tree.apply``, which also tells if the layer makes sense at all).
     """
     tree = Tree()
     for change in changes.entries:
         if not change.path:
             _set_attributes(tree.root, change)
             continue
-        try:
+        with suppress(LayerError):
             tree.put(change)
-        except _NoTargetError:
-            continue
     for path in changes.opaque:
-        tree.directory(path).xattrs[OPAQUE_XATTR] = b"y"
+        with suppress(LayerError):  # below a file there is nothing to hide
+            tree.directory(path).xattrs[OPAQUE_XATTR] = b"y"
     for path in changes.whiteouts:
         parent, _, name = path.rpartition(b"/")
-        try:
-            children = tree.directory(parent).children
-        except _NoDirectoryError:  # below a file there is nothing to hide
-            continue
-        node = children.setdefault(name, Node(mode=_WHITEOUT))
-        if node.is_directory:
-            node.xattrs[OPAQUE_XATTR] = b"y"
+        with suppress(LayerError):
+            node = tree.directory(parent).children.setdefault(name, Node(mode=_WHITEOUT))
+            if node.is_directory:
+                node.xattrs[OPAQUE_XATTR] = b"y"
     return tree.root
 
 
@@ -255,10 +250,6 @@ class _Place:
 
 class _NoDirectoryError(LayerError):
     """A path that does not lead to a directory."""
-
-
-class _NoTargetError(LayerError):
-    """A hard link to something that is not there."""
 
 
 def _node(change: Change) -> Node:

@@ -150,7 +150,8 @@ class Pyfuse3Frontend(pyfuse3.Operations):  # type: ignore[misc]  # the module i
         return await self._operations.read(fh, off, size)
 
     async def flush(self, fh: int) -> None:
-        """See pyfuse3.Operations."""
+        """See pyfuse3.Operations: there is nothing to flush, and the kernel does not ask again."""
+        raise pyfuse3.FUSEError(errno.ENOSYS)
 
     async def release(self, fh: int) -> None:
         """See pyfuse3.Operations."""

@@ -4,6 +4,7 @@ The queue is never trusted with anything: a message is the number of a job, and 
 So a broker may lose everything and may deliver twice.
 """
 
+import os
 import shutil
 import tempfile
 from dataclasses import dataclass
@@ -100,8 +101,10 @@ def embedded_broker(directory: Path, *, program: str = "redis-server") -> Embedd
     redis = shutil.which(program)
     if redis is None:
         return EmbeddedBroker(f"filesystem://{directory.absolute()}")
+    for old in directory.glob("redis.*.sock"):
+        old.unlink(missing_ok=True)
     temporary = None
-    socket = directory.absolute() / "redis.sock"
+    socket = directory.absolute() / f"redis.{os.getpid()}.sock"  # an older server may still be ending, and remove its
     if len(bytes(socket)) > _MAX_SOCKET_PATH:
         temporary = Path(tempfile.mkdtemp(prefix="unpackd-"))
         socket = temporary / "redis.sock"
@@ -114,6 +117,7 @@ def embedded_broker(directory: Path, *, program: str = "redis-server") -> Embedd
         "--appendonly": "no",
         "--daemonize": "no",
         "--loglevel": "warning",
+        "--logfile": str(directory.absolute() / "redis.log"),
     }
     command = (redis, *(word for option in options.items() for word in option))
     return EmbeddedBroker(f"redis+socket://{socket}", command, socket, temporary)

@@ -2,9 +2,10 @@
 
 import typer
 
-from converter import convert_cli
+from converter import convert_cli, farm_cli
 
 
 def register(app: typer.Typer) -> None:
     """Add the room's commands to *app*."""
     convert_cli.register(app)
+    farm_cli.register(app)

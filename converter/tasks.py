@@ -1,13 +1,15 @@
 """The worker: takes the number of a job, converts, writes down what came of it."""
 
+import os
 import signal
 import threading
+import warnings
 from collections.abc import Callable
 from typing import Protocol
 
 import structlog
 from celery import Celery, signals
-from celery.exceptions import SoftTimeLimitExceeded
+from celery.exceptions import SecurityWarning, SoftTimeLimitExceeded
 from sqlalchemy.exc import SQLAlchemyError
 
 from converter.app import CONVERT, make_app
@@ -134,10 +136,11 @@ class _Heart:
 def register_tasks(app: Celery, settings: FarmSettings, convert: Converter) -> None:
     """Give *app* the task that converts with *convert*; the database is opened by the process that runs it."""
     runner: JobRunner | None = None
+    worker = os.getpid()
 
     def started_in_child(**_: object) -> None:
         nonlocal runner
-        end_with_parent(signal.SIGKILL)
+        end_with_parent(signal.SIGKILL, worker)
         runner = None  # connections of the parent are not ours
 
     def convert_job(job_id: int) -> None:
@@ -157,6 +160,7 @@ def run_worker(settings: FarmSettings, convert: Converter) -> int:
     register_tasks(app, settings, convert)
     app.conf.worker_max_tasks_per_child = _TASKS_PER_CHILD
     signals.setup_logging.connect(_keep_logging, weak=False)
+    warnings.filterwarnings("ignore", category=SecurityWarning)  # of root; messages are JSON and hold one number
     worker = app.Worker(
         concurrency=settings.concurrency,
         pool_cls="prefork",

@@ -21,11 +21,17 @@ import anyio.to_thread
 import structlog
 from sqlalchemy.exc import SQLAlchemyError
 
+from converter.app import Queue, make_app
+from converter.config import load_settings
 from converter.dispatch import Dispatcher
+from converter.farm_config import farm_rules, load_farm_settings
+from converter.farm_database import FarmDatabase
+from converter.farm_errors import FarmUsageError
 from converter.jobs import JobStore
 from converter.wishes import WishStore, apply_file
 from converter.wishlist import Source, Wish
 from fs.runtime.errors import UnpackdError
+from registry_proxy.client import open_client
 from registry_proxy.errors import AbsentError, RateLimitedError
 from registry_proxy.oci.manifest import Descriptor
 from registry_proxy.oci.reference import Reference
@@ -253,11 +259,30 @@ def _reference(wish: Wish) -> Reference:
     return Reference.parse(wish.reference)
 
 
-async def watch_until_told(watcher: Watcher) -> None:
-    """Run *watcher* until SIGTERM or SIGINT."""
-    with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
-        async with anyio.create_task_group() as tasks:
-            tasks.start_soon(watcher.run)
-            async for _ in signals:
-                tasks.cancel_scope.cancel()
-                return
+async def run_watch(wishlist: Path | None) -> None:
+    """Watch as the environment says, until SIGTERM or SIGINT.
+
+    Raises:
+        FarmUsageError: the repository's name is missing.
+    """
+    settings, farm = load_settings(), load_farm_settings()
+    if settings.repo is None:
+        raise FarmUsageError("which repository? Set UNPACKD_REPO")
+    database = FarmDatabase(farm.database_url)
+    jobs = JobStore(database, rules=farm_rules(farm))
+    queue = Queue(make_app(farm.broker_url, deadline_s=farm.deadline_s))
+    watching = WatchSettings(
+        repository=settings.repo,
+        poll_interval_s=farm.poll_interval_s,
+        collapse_s=farm.collapse_s,
+        registry_connections=farm.registry_connections,
+        wishlist=wishlist,
+    )
+    async with open_client() as client:
+        watcher = Watcher(watching, WishStore(database), jobs, Dispatcher(jobs, queue), client)
+        with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(watcher.run)
+                async for _ in signals:
+                    tasks.cancel_scope.cancel()
+                    break

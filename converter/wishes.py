@@ -11,6 +11,7 @@ from converter.farm_database import FarmDatabase
 from converter.farm_errors import WishlistError
 from converter.farm_schema import hints, images, sources, wishes, wishlists
 from converter.wishlist import Source, Wish, Wishlist, parse_wishlist
+from converter.wishlist_file import read_wishlist
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,9 +196,9 @@ def apply_file(wishes: WishStore, repository: str, path: Path) -> bool:
 
     Raises:
         WishlistError: it has mistakes, or is for another repository.
-        OSError: the file cannot be read.
+        SourceAbsentError: the file cannot be read.
     """
-    return apply_text(wishes, repository, path.stem, path.read_bytes())
+    return apply_text(wishes, repository, path.stem, read_wishlist(path))
 
 
 def apply_text(wishes: WishStore, repository: str, name: str, body: bytes) -> bool:

@@ -155,7 +155,7 @@ def parse_wishlist(text: bytes) -> Wishlist:
         WishlistError: with every mistake of the text.
     """
     if len(text) > SIZE_LIMIT_BYTES:
-        raise WishlistError([Mistake(1, 1, f"the file has {len(text)} bytes; {SIZE_LIMIT_BYTES} are allowed")])
+        raise WishlistError([Mistake(1, 1, f"the file has more than the {SIZE_LIMIT_BYTES} bytes that are allowed")])
     return _Reader().read(_composed(_decoded(text)))
 
 

@@ -1,0 +1,27 @@
+"""The web process: from settings to the application."""
+
+from pathlib import Path
+
+from starlette.types import ASGIApp
+
+from converter.config import load_settings
+from converter.farm_config import load_farm_settings
+from converter.farm_database import FarmDatabase
+from converter.farm_errors import FarmUsageError
+from converter.web.app import web_app
+from converter.web.services import Services
+from fs.origin import origin_app
+
+
+def farm_app() -> ASGIApp:
+    """The application that the environment describes; with an origin if the storage is a directory here.
+
+    Raises:
+        FarmUsageError: the repository's name is missing.
+    """
+    settings, farm = load_settings(), load_farm_settings()
+    if settings.repo is None:
+        raise FarmUsageError("which repository? Set UNPACKD_REPO")
+    services = Services.of(settings.repo, FarmDatabase(farm.database_url), farm)
+    origin = None if settings.storage is None else origin_app(Path(settings.storage), settings.repo)
+    return web_app(services, origin=origin)

@@ -15,11 +15,11 @@ from fs.runtime.exits import Exit
 from fs.runtime.output import command_errors, print_json, say
 
 if TYPE_CHECKING:
-    import socket
-
     from fs.format.catalog import Entry
     from fs.format.history import Tag
+    from fs.format.manifest import Manifest
     from fs.publish.check import Verdict
+    from fs.store.base import ReadStore
     from fs.store.local import LocalStore
 
 _PERCENT = 100.0
@@ -28,6 +28,11 @@ _STOP_AFTER_S = 2
 app = typer.Typer(no_args_is_help=True, help="Make, serve, look at and look after a repository.")
 
 Storage = Annotated[str, typer.Option(help="Directory of the repository's storage.")]
+AnyStorage = Annotated[str | None, typer.Option(help="Directory of the repository's storage.")]
+Url = Annotated[list[str] | None, typer.Option("--url", help="Or its URL; several with commas or repeated.")]
+Pubkey = Annotated[
+    Path | None, typer.Option(exists=True, dir_okay=False, help="Public key of the repository; needed with --url.")
+]
 KeysDirectory = Annotated[Path, typer.Option(help="Directory of the repository's keys.")]
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]
 TagName = Annotated[str | None, typer.Option("--tag", help="Look at the revision of this name, not at the newest.")]
@@ -49,6 +54,7 @@ def create(
     from fs.publish.repository import Repository, Settings
 
     with command_errors(as_json=as_json):
+        _log_to_stderr()
         made = Repository.create(name, storage, keys, settings=Settings(ttl_s=ttl))
         facts = {"name": name, "revision": made.revision, "storage": storage, "pubkey": str(keys / f"{name}.pub")}
         if as_json:
@@ -91,13 +97,13 @@ def serve(
 
 
 @app.command()
-def info(storage: Storage, as_json: Json = False) -> None:
+def info(storage: AnyStorage = None, url: Url = None, pubkey: Pubkey = None, as_json: Json = False) -> None:
     """What a repository is: revision, hashes, times, numbers of entries.
 
     Example: unpackd repo info --storage /srv/unpacked --json
     """
-    with command_errors(as_json=as_json):
-        facts = _facts(_store(storage))
+    with command_errors(as_json=as_json), _source(storage, url, pubkey) as (store, manifest):
+        facts = _facts(store, manifest)
         if as_json:
             print_json(facts)
         else:
@@ -107,8 +113,10 @@ def info(storage: Storage, as_json: Json = False) -> None:
 
 @app.command("ls")
 def list_directory(
-    storage: Storage,
     path: Inside = "/",
+    storage: AnyStorage = None,
+    url: Url = None,
+    pubkey: Pubkey = None,
     tag: TagName = None,
     long: Annotated[bool, typer.Option("--long", "-l", help="With type, owner, size and time.")] = False,
     as_json: Json = False,
@@ -119,12 +127,10 @@ def list_directory(
     """
     from fs.errors import AbsentError
     from fs.format.paths import canonical
-    from fs.publish.repository import read_manifest
     from fs.publish.revisions import view_of
 
-    with command_errors(as_json=as_json):
-        store = _store(storage)
-        view = view_of(store, read_manifest(store), tag)
+    with command_errors(as_json=as_json), _source(storage, url, pubkey) as (store, manifest):
+        view = view_of(store, manifest, tag)
         where = canonical(path)
         found = view.lookup(where)
         if found is None:
@@ -138,19 +144,19 @@ def list_directory(
 
 
 @app.command("cat")
-def print_file(storage: Storage, path: Inside, tag: TagName = None) -> None:
+def print_file(
+    path: Inside, storage: AnyStorage = None, url: Url = None, pubkey: Pubkey = None, tag: TagName = None
+) -> None:
     """Print a file of a repository, verified.
 
     Example: unpackd repo cat --storage /srv/unpacked /.metadata/registry/image:tag/manifest.json
     """
     from fs.format.paths import canonical
-    from fs.publish.repository import read_manifest
     from fs.publish.revisions import view_of
     from fs.publish.view import read_parts
 
-    with command_errors():
-        store = _store(storage)
-        content = view_of(store, read_manifest(store), tag).content(canonical(path))
+    with command_errors(), _source(storage, url, pubkey) as (store, manifest):
+        content = view_of(store, manifest, tag).content(canonical(path))
         for part in read_parts(store, content):
             sys.stdout.buffer.write(part)
         sys.stdout.buffer.flush()
@@ -158,11 +164,9 @@ def print_file(storage: Storage, path: Inside, tag: TagName = None) -> None:
 
 @app.command()
 def check(
-    storage: Storage,
-    pubkey: Annotated[
-        Path | None,
-        typer.Option(exists=True, dir_okay=False, help="Public key that the whitelist must be signed with."),
-    ] = None,
+    storage: AnyStorage = None,
+    url: Url = None,
+    pubkey: Pubkey = None,
     sample: Annotated[str, typer.Option(help="Share of the objects whose bytes are read, such as 10%.")] = "100%",
     threads: Annotated[int, typer.Option(min=1, max=64, help="Objects read at once.")] = 2,
     as_json: Json = False,
@@ -176,16 +180,15 @@ def check(
 
     with command_errors(as_json=as_json):
         share = _share(sample)
-        pem = pubkey.read_bytes() if pubkey is not None else None
-        with _bar("check", quiet=as_json) as report:
+        with _place(storage, url) as store, _bar("check", quiet=as_json) as report:
             options = CheckOptions(
-                keys=load_public_keys(pem) if pem is not None else (),
+                keys=load_public_keys(pubkey.read_bytes()) if pubkey is not None else (),
                 now=datetime.now(UTC),
                 sample=share,
                 threads=threads,
                 report=report,
             )
-            verdict = check_repository(_store(storage), options)
+            verdict = check_repository(store, options)
         _print_verdict(verdict, as_json=as_json)
     if not verdict.is_good:
         raise typer.Exit(Exit.CORRUPT)
@@ -193,8 +196,10 @@ def check(
 
 @app.command("tag")
 def name_revision(
-    storage: Storage,
     name: Annotated[str | None, typer.Argument(help="Name to set or remove; without it all names are listed.")] = None,
+    storage: AnyStorage = None,
+    url: Url = None,
+    pubkey: Pubkey = None,
     keys: Annotated[Path | None, typer.Option(help="Directory of the keys; needed for changes.")] = None,
     revision: Annotated[int | None, typer.Option(help="Revision to name; default is the newest.")] = None,
     description: Annotated[str, typer.Option(help="What the name is for.")] = "",
@@ -205,26 +210,26 @@ def name_revision(
 
     Example: unpackd repo tag --storage /srv/unpacked --keys /etc/unpackd/keys before-cleaning
     """
-    from fs.publish.repository import Repository, read_manifest, read_tags
+    from fs.publish.repository import Repository, read_tags
 
-    with command_errors(as_json=as_json):
-        store = _store(storage)
-        manifest = read_manifest(store)
+    with command_errors(as_json=as_json), _source(storage, url, pubkey) as (store, manifest):
         if name is None:
             _print_tags(read_tags(store, manifest), as_json=as_json)
             return
-        if keys is None:
-            raise UsageError("tags are signed: give --keys, or no name to list them")
+        if keys is None or storage is None:
+            raise UsageError("tags are signed: give --storage and --keys, or no name to list them")
         repository = Repository.open(manifest.name, storage, keys)
         if remove:
             repository.remove_tag(name)
         else:
-            repository.set_tag(_tag(store, name, revision, description))
+            repository.set_tag(_tag(store, manifest, name, revision, description))
 
 
 @app.command()
 def history(
-    storage: Storage,
+    storage: AnyStorage = None,
+    url: Url = None,
+    pubkey: Pubkey = None,
     limit: Annotated[int, typer.Option(min=1, help="How many revisions at most.")] = 20,
     as_json: Json = False,
 ) -> None:
@@ -234,12 +239,10 @@ def history(
     """
     from itertools import islice
 
-    from fs.publish.repository import read_manifest, read_tags
+    from fs.publish.repository import read_tags
     from fs.publish.revisions import revisions
 
-    with command_errors(as_json=as_json):
-        store = _store(storage)
-        manifest = read_manifest(store)
+    with command_errors(as_json=as_json), _source(storage, url, pubkey) as (store, manifest):
         tags = read_tags(store, manifest)
         rows: list[dict[str, Any]] = [
             {
@@ -266,6 +269,7 @@ def resign(storage: Storage, keys: KeysDirectory, as_json: Json = False) -> None
     from fs.publish.repository import Repository, read_manifest
 
     with command_errors(as_json=as_json):
+        _log_to_stderr()
         name = read_manifest(_store(storage)).name
         expires = Repository.open(name, storage, keys).resign()
         if as_json:
@@ -286,6 +290,44 @@ def _bar(label: str, *, quiet: bool) -> Iterator[Callable[[int, int], None]]:
         yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
+def _log_to_stderr() -> None:
+    """Warnings of what is underneath are talk, not data."""
+    from fs.runtime.logs import configure_logging
+
+    configure_logging("warning")
+
+
+@contextmanager
+def _place(storage: str | None, url: list[str] | None) -> "Iterator[ReadStore]":
+    """The store that the options name."""
+    _log_to_stderr()
+    if (storage is None) == (not url):
+        raise UsageError("give either --storage or --url")
+    if storage is not None:
+        yield _store(storage)
+        return
+    from fs.store.remote import open_remote
+
+    with open_remote([one for part in url or () for one in part.split(",") if one]) as store:
+        yield store
+
+
+@contextmanager
+def _source(storage: str | None, url: list[str] | None, pubkey: Path | None) -> "Iterator[tuple[ReadStore, Manifest]]":
+    """The store that the options name, and its newest manifest; verified if it is remote, or if there is a key."""
+    from fs.format.trust import load_public_keys
+    from fs.publish.repository import read_manifest
+    from fs.publish.revisions import verified_manifest
+
+    if url and pubkey is None:
+        raise UsageError("what a server says is only believed with --pubkey")
+    with _place(storage, url) as store:
+        if pubkey is None:
+            yield store, read_manifest(store)
+        else:
+            yield store, verified_manifest(store, load_public_keys(pubkey.read_bytes()), datetime.now(UTC))
+
+
 def _store(storage: str) -> "LocalStore":
     from fs.publish.repository import local_store
 
@@ -297,16 +339,6 @@ def _address(listen: str) -> tuple[str, int]:
     if not colon or not port.isdigit():
         raise UsageError(f"{listen!r} is not HOST:PORT")
     return host.strip("[]") or "127.0.0.1", int(port)
-
-
-def _listen(host: str, port: int) -> "socket.socket":
-    from fs.errors import UnreachableError
-    from fs.runtime.listening import listening_socket
-
-    try:
-        return listening_socket(host, port)
-    except OSError as error:
-        raise UnreachableError(f"cannot listen at {host}:{port}: {error.strerror}") from error
 
 
 def _share(sample: str) -> float:
@@ -327,14 +359,13 @@ def _shown(name: bytes) -> str:
     return name.decode("utf-8", "backslashreplace")
 
 
-def _facts(store: "LocalStore") -> dict[str, Any]:
+def _facts(store: "ReadStore", manifest: "Manifest") -> dict[str, Any]:
     from contextlib import closing
 
     from fs.format.catalog import Catalog, connect_bytes
-    from fs.publish.repository import read_manifest, read_tags, read_whitelist
+    from fs.publish.repository import read_tags, read_whitelist
     from fs.publish.view import CatalogCache
 
-    manifest = read_manifest(store)
     with closing(connect_bytes(CatalogCache(store).fetch(manifest.root_catalog))) as connection:
         totals = Catalog(connection).counters().total
     return {
@@ -394,12 +425,10 @@ def _print_tags(tags: "list[Tag]", *, as_json: bool) -> None:
         typer.echo(f"{row['revision']:>8}  {row['published']}  {row['name']}  {row['description']}".rstrip())
 
 
-def _tag(store: "LocalStore", name: str, number: int | None, description: str) -> "Tag":
+def _tag(store: "ReadStore", manifest: "Manifest", name: str, number: int | None, description: str) -> "Tag":
     from fs.format.history import Tag
-    from fs.publish.repository import read_manifest
     from fs.publish.revisions import find_revision
 
-    manifest = read_manifest(store)
     revision = find_revision(store, manifest, manifest.revision if number is None else number)
     return Tag(
         name=name,

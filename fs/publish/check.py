@@ -38,7 +38,7 @@ from fs.publish.check_catalog import (
 )
 from fs.publish.repository import MANIFEST, MAX_REFLOG_BYTES, REFLOG, WHITELIST, read_history
 from fs.publish.view import MAX_CATALOG_BYTES, MAX_STORED_BYTES
-from fs.store.base import Store
+from fs.store.base import ReadStore
 
 T = TypeVar("T")
 
@@ -78,14 +78,14 @@ class Verdict:
         return all(finding.is_note for finding in self.findings)
 
 
-def check_repository(store: Store, options: CheckOptions) -> Verdict:
+def check_repository(store: ReadStore, options: CheckOptions) -> Verdict:
     """Check the newest revision and all tagged ones. Raises AbsentError if there is no repository at all."""
     check = _Check(store, options)
     check.run()
     return check.verdict
 
 
-def check_tree(store: Store, root: NestedReference, options: CheckOptions) -> Verdict:
+def check_tree(store: ReadStore, root: NestedReference, options: CheckOptions) -> Verdict:
     """Check one tree of catalogs and its objects, whether it is published or not."""
     check = _Check(store, options)
     check.run_tree(root)
@@ -93,7 +93,7 @@ def check_tree(store: Store, root: NestedReference, options: CheckOptions) -> Ve
 
 
 class _Check:
-    def __init__(self, store: Store, options: CheckOptions) -> None:
+    def __init__(self, store: ReadStore, options: CheckOptions) -> None:
         self._store = store
         self._options = options
         self._uses: dict[tuple[Hash, Suffix], ObjectUse] = {}
@@ -304,7 +304,7 @@ def _batches(uses: Sequence[ObjectUse]) -> Iterator[Sequence[ObjectUse]]:
         yield uses[start : start + _BATCH]
 
 
-def verify_object(store: Store, use: ObjectUse) -> int:
+def verify_object(store: ReadStore, use: ObjectUse) -> int:
     """Read an object piece by piece and compare hash and plain size; gives the number of its stored bytes.
 
     Raises:

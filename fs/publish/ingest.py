@@ -2,7 +2,7 @@
 
 An object's name is the hash of its *compressed* bytes, so deduplication by name would depend on the encoder. The writer
 therefore keeps an index from the plain content to the object that holds it; a hit also saves the compression. The index
-may be lost or stale: an object is only referred to after it was seen in the store with its length.
+may be lost or stale: an object is only referred to after it was seen in the store with its length, and claimed there.
 """
 
 import hashlib
@@ -202,7 +202,7 @@ class Ingester:
         codec = self.codec
         key = hashlib.sha256(data).digest() + f"{codec.compression.value}{codec.algorithm.value}{suffix.value}".encode()
         known = self._index.find(key)
-        if known is not None and self._store.has(known.hash, suffix, stored_bytes=known.stored_bytes):
+        if known is not None and self._store.claim(known.hash, suffix, stored_bytes=known.stored_bytes):
             return known.hash
         stored = deflate(data, level=codec.level) if codec.compression is Compression.ZLIB else data
         name = Hash.of(stored, codec.algorithm)

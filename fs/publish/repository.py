@@ -31,7 +31,7 @@ from fs.publish.lock import exclusive
 from fs.publish.operations import Operation
 from fs.publish.transaction import Base, Transaction, apply_all
 from fs.publish.view import CatalogCache, View
-from fs.store.base import Store
+from fs.store.base import ReadStore, Store
 from fs.store.local import LocalStore
 
 MANIFEST = ".cvmfspublished"
@@ -388,7 +388,7 @@ def _refuse_if_there(store: LocalStore) -> None:
         raise RefusedError(f"there is a repository in {store.root} already")
 
 
-def read_manifest(store: Store) -> Manifest:
+def read_manifest(store: ReadStore) -> Manifest:
     """The newest manifest in *store*. Raises AbsentError, MalformedError, NotTrustedError."""
     try:
         envelope = store.read_named(MANIFEST, limit_bytes=MAX_MANIFEST_BYTES)
@@ -397,19 +397,19 @@ def read_manifest(store: Store) -> Manifest:
     return Manifest.parse(SignedText.parse(envelope).text)
 
 
-def read_whitelist(store: Store) -> Whitelist:
+def read_whitelist(store: ReadStore) -> Whitelist:
     """What the whitelist says; its signature is not looked at. Raises AbsentError, MalformedError, NotTrustedError."""
     envelope = store.read_named(WHITELIST, limit_bytes=MAX_WHITELIST_BYTES)
     return Whitelist.parse(SignedText.parse(envelope).text)
 
 
-def read_history(store: Store, name: Hash) -> bytes:
+def read_history(store: ReadStore, name: Hash) -> bytes:
     """The database of the history object *name*. Raises AbsentError, CorruptError, RefusedError."""
     stored = store.get(name, Suffix.HISTORY, limit_bytes=MAX_HISTORY_BYTES)
     return inflate(stored, limit_bytes=MAX_HISTORY_BYTES, name=f"{name}H")
 
 
-def read_tags(store: Store, manifest: Manifest) -> list[Tag]:
+def read_tags(store: ReadStore, manifest: Manifest) -> list[Tag]:
     """The named tags that *manifest* knows, newest revision first."""
     if manifest.history is None:
         return []

@@ -1,16 +1,25 @@
 """Finding revisions other than the newest."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from datetime import datetime
+
+from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
 
 from fs.errors import AbsentError
 from fs.format.catalog import Catalog, connect_bytes
-from fs.format.hashes import Hash
-from fs.format.manifest import Manifest
-from fs.publish.repository import read_tags
+from fs.format.compression import inflate
+from fs.format.hashes import Hash, Suffix
+from fs.format.manifest import MAX_MANIFEST_BYTES, Manifest
+from fs.format.signature import SignedText
+from fs.format.trust import TrustedWhitelist, named_certificate
+from fs.format.whitelist import MAX_WHITELIST_BYTES
+from fs.publish.repository import MANIFEST, WHITELIST, read_tags
 from fs.publish.view import CatalogCache, View
-from fs.store.base import Store
+from fs.store.base import ReadStore
+
+_MAX_CERTIFICATE_BYTES = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +32,7 @@ class Revision:
     published_unix_s: int
 
 
-def revisions(store: Store, manifest: Manifest) -> Iterator[Revision]:
+def revisions(store: ReadStore, manifest: Manifest) -> Iterator[Revision]:
     """From the newest revision back, as far as root catalogs are still there."""
     cache = CatalogCache(store, limit_bytes=0)
     name: Hash | None = manifest.root_catalog
@@ -38,7 +47,7 @@ def revisions(store: Store, manifest: Manifest) -> Iterator[Revision]:
             name = catalog.previous
 
 
-def find_revision(store: Store, manifest: Manifest, number: int) -> Revision:
+def find_revision(store: ReadStore, manifest: Manifest, number: int) -> Revision:
     """Revision *number*. Raises AbsentError if it is not there, or not any more."""
     for revision in revisions(store, manifest):
         if revision.number == number:
@@ -48,7 +57,7 @@ def find_revision(store: Store, manifest: Manifest, number: int) -> Revision:
     raise AbsentError(f"there is no revision {number} of {manifest.name}")
 
 
-def view_of(store: Store, manifest: Manifest, tag: str | None = None) -> View:
+def view_of(store: ReadStore, manifest: Manifest, tag: str | None = None) -> View:
     """A reader of the newest revision, or of the one called *tag*. Raises AbsentError if there is no such tag."""
     cache = CatalogCache(store)
     if tag is None:
@@ -57,3 +66,20 @@ def view_of(store: Store, manifest: Manifest, tag: str | None = None) -> View:
         if known.name == tag:
             return View(store, known.root_catalog, revision=known.revision, cache=cache)
     raise AbsentError(f"there is no tag {tag} in {manifest.name}")
+
+
+def verified_manifest(store: ReadStore, keys: Sequence[RSAPublicKey], now: datetime) -> Manifest:
+    """The newest manifest, after the whole chain from *keys* on was verified.
+
+    The name of the repository is taken from the manifest: what is trusted is whoever has the keys.
+
+    Raises:
+        AbsentError, MalformedError, NotTrustedError: a part of the chain is missing, malformed or does not hold.
+    """
+    envelope = store.read_named(MANIFEST, limit_bytes=MAX_MANIFEST_BYTES)
+    name = Manifest.parse(SignedText.parse(envelope).text).name
+    signed = store.read_named(WHITELIST, limit_bytes=MAX_WHITELIST_BYTES)
+    whitelist = TrustedWhitelist.verify(signed, name=name, keys=keys, now=now)
+    stored = store.get(named_certificate(envelope), Suffix.CERTIFICATE, limit_bytes=_MAX_CERTIFICATE_BYTES)
+    pem = inflate(stored, limit_bytes=_MAX_CERTIFICATE_BYTES, name="certificate")
+    return whitelist.certificate(pem).manifest(envelope)

@@ -69,8 +69,8 @@ class ObjectWriter(Protocol):
         """
 
 
-class NamedFiles(Protocol):
-    """The few files of a repository that are found by name and may change."""
+class NamedReader(Protocol):
+    """Reading the few files of a repository that are found by name."""
 
     def read_named(self, name: str, *, limit_bytes: int) -> bytes:
         """The content of file *name*.
@@ -79,6 +79,10 @@ class NamedFiles(Protocol):
             AbsentError: it is not there.
             RefusedError: it is larger than *limit_bytes*.
         """
+
+
+class NamedFiles(NamedReader, Protocol):
+    """Changing them as well."""
 
     def replace_named(self, name: str, content: bytes) -> None:
         """Replace (or make) file *name*, durably and as a whole."""
@@ -110,6 +114,10 @@ class ObjectReaper(Protocol):
 
     def remove_leftovers(self, before_unix_s: float) -> int:
         """Remove what writers that died before that time left unfinished; gives the number."""
+
+
+class ReadStore(ObjectReader, NamedReader, Protocol):
+    """What a reader needs."""
 
 
 class Store(ObjectReader, ObjectWriter, NamedFiles, Protocol):

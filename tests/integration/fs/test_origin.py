@@ -17,7 +17,7 @@ from fs.origin import origin_app
 from fs.publish.ingest import Codec, DedupIndex, Ingester
 from fs.publish.operations import PutFile
 from fs.publish.repository import Repository
-from fs.runtime.listening import listening_socket
+from fs.runtime.serving import listening_socket
 from fs.store.local import LocalStore
 
 NAME = "published.test"

@@ -2,15 +2,24 @@
 
 import json
 import stat
-from collections.abc import Callable
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
+import uvicorn
 from typer.testing import CliRunner, Result
 
 from fs.format.tree import Node
+from fs.origin import origin_app
+from fs.publish.keys import create_keys
 from fs.publish.operations import Graft, PutFile, PutSymlink
 from fs.publish.repository import Repository
+from fs.runtime.serving import listening_socket
+from tests.support.processes import free_port
 from unpackd import app
 
 NAME = "published.test"
@@ -18,7 +27,9 @@ Run = Callable[..., Result]
 
 
 @pytest.fixture
-def run() -> Run:
+def run(monkeypatch: pytest.MonkeyPatch) -> Run:
+    # a logger that was bound to the stderr of one invocation would outlive it
+    monkeypatch.setattr("fs.runtime.logs.configure_logging", lambda _level=None: None)
     runner = CliRunner()
     return lambda *words: runner.invoke(app, ["repo", *map(str, words)])
 
@@ -112,6 +123,63 @@ def test_tag_and_history(run: Run, storage: Path, tmp_path: Path) -> None:
     ]
     assert run("tag", "--storage", storage, "--keys", keys, "one", "--remove").exit_code == 0
     assert "one" not in {row["name"] for row in json.loads(run("tag", "--storage", storage, "--json").stdout)}
+
+
+@pytest.fixture
+def url(storage: Path) -> Iterator[str]:
+    with listening_socket("127.0.0.1", 0) as listener:
+        server = uvicorn.Server(uvicorn.Config(origin_app(storage, NAME), log_level="error"))
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+        thread.start()
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}/cvmfs/{NAME}"
+        server.should_exit = True
+        thread.join(10)
+
+
+def test_a_remote_repository_looks_as_it_does_here(run: Run, storage: Path, url: str, tmp_path: Path) -> None:
+    remote = ("--url", url, "--pubkey", tmp_path / "keys" / f"{NAME}.pub")
+
+    for words in (("info", "--json"), ("ls", "-l"), ("ls", "/tree"), ("history",), ("tag",), ("cat", "/tree/f")):
+        here, there = run(*words, "--storage", storage), run(*words, *remote)
+        assert (here.exit_code, here.stdout) == (there.exit_code, there.stdout) == (0, here.stdout)
+    assert run("cat", "/big", *remote).stdout_bytes == b"0123456789" * 1_000_000
+    verdict = json.loads(run("check", *remote, "--json").stdout)
+    assert (verdict["good"], verdict["findings"]) == (True, [])
+
+
+def test_mirrors_are_tried_in_turn(run: Run, storage: Path, url: str, tmp_path: Path) -> None:
+    key = tmp_path / "keys" / f"{NAME}.pub"
+
+    assert run("ls", "--url", f"file://{storage},{url}", "--pubkey", key).exit_code == 0
+    assert run("ls", "--url", f"file://{tmp_path}/none,{url}", "--pubkey", key).exit_code == 0
+    assert run("ls", "--url", f"http://127.0.0.1:{free_port()}/", "--pubkey", key).exit_code == 13
+    assert run("ls", "--url", "ftp://x/", "--pubkey", key).exit_code == 1
+
+
+def test_a_server_is_not_believed_without_its_key(run: Run, storage: Path, url: str, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    create_keys(other, NAME, datetime.now(UTC))
+
+    assert run("ls", "--url", url).exit_code == 2
+    assert run("ls").exit_code == 2
+    assert run("ls", "--url", url, "--storage", storage).exit_code == 2
+    assert run("ls", "--url", url, "--pubkey", other / f"{NAME}.pub").exit_code == 12
+
+
+def test_a_damaged_object_is_not_printed_and_the_log_is_not_data(
+    storage: Path, url: str, tmp_path: Path, repository: Repository
+) -> None:
+    name = repository.view().content(b"/tree/f").hash
+    assert name is not None
+    (storage / name.object_path()).write_bytes(b"damaged")
+
+    words = ["repo", "cat", "/tree/f", "--url", url, "--pubkey", str(tmp_path / "keys" / f"{NAME}.pub")]
+    done = subprocess.run(
+        [sys.executable, "-m", "unpackd", *words], check=False, capture_output=True, text=True, timeout=60
+    )
+
+    assert (done.returncode, done.stdout) == (12, "")
+    assert "object_corrupt_at_source" in done.stderr
 
 
 def test_check_finds_damage_and_says_so(run: Run, repository: Repository, storage: Path) -> None:

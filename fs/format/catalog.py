@@ -13,7 +13,7 @@ from typing import TypeVar
 
 from fs.errors import CatalogError, HashSyntaxError
 from fs.format.compression import Compression
-from fs.format.hashes import DIGEST_BYTES, Algorithm, Hash
+from fs.format.hashes import DIGEST_BYTES, Algorithm, Hash, Suffix
 from fs.format.paths import ROOT, name_of, parent_path, path_key
 from fs.format.tree import Chunk, Content
 from fs.format.xattrs import decode_xattrs, encode_xattrs
@@ -295,6 +295,7 @@ _ABSENT_COLUMNS = {"hardlinks": "1", "mtimens": "NULL", "uid": "0", "gid": "0", 
 """What stands for columns that older schemas lack."""
 
 _LONGEST_NAME = 255
+_ROWS_AT_ONCE = 1000
 
 
 class Catalog:
@@ -462,6 +463,36 @@ class Catalog:
             hardlinks = entry.link_group << _GROUP_SHIFT | entry.linkcount
             row = self._one(statement, (*path_key(parent_path(self.inner(path))), hardlinks))
         return path_key(self.inner(path)) if row is None else row
+
+    def objects(self) -> Iterator[tuple[Hash, Suffix, int]]:
+        """Every object that a row or a chunk of this catalog refers to, with its plain size, as often as it does.
+
+        External contents are not objects of the repository and are left out.
+
+        Raises:
+            CatalogError: a hash, size or flag is not what it must be.
+        """
+        whole = "SELECT hash, size, flags FROM catalog WHERE hash IS NOT NULL"
+        parts = (
+            "SELECT chunks.hash, chunks.size, catalog.flags FROM chunks, catalog"
+            " WHERE chunks.md5path_1=catalog.md5path_1 AND chunks.md5path_2=catalog.md5path_2"
+        )
+        yield from self._objects(whole, Suffix.PLAIN)
+        if not self.is_legacy:
+            yield from self._objects(parts, Suffix.CHUNK)
+
+    def _objects(self, statement: str, suffix: Suffix) -> Iterator[tuple[Hash, Suffix, int]]:
+        rows = self._read(lambda: self._db.execute(statement))
+        while batch := self._read(lambda: rows.fetchmany(_ROWS_AT_ONCE)):
+            for digest, size, bits in batch:
+                try:
+                    if bits & Flag.EXTERNAL:
+                        continue
+                    name = _hash(digest, Algorithm.from_flag_number(bits >> _HASH_SHIFT & _HASH_MASK))
+                    _check_numbers(0, size, stat.S_IFREG, 0)
+                except (TypeError, ValueError, HashSyntaxError) as error:
+                    raise CatalogError(f"an object of the catalog of {self.mountpoint!r} is malformed") from error
+                yield name, suffix, size
 
     def nested_holding(self, path: bytes) -> NestedReference | None:
         """The catalog directly below this one with the longest path that is *path* or above it, or None."""

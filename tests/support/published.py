@@ -53,6 +53,6 @@ class Published:
 def publish(work: Path, name: str = "test.example.org") -> Published:
     """Make a repository below *work*."""
     storage, keys = work / "storage", work / "keys"
-    keys.mkdir(parents=True)
+    keys.mkdir(parents=True, exist_ok=True)
     writer = Repository.create(name, str(storage), keys, durable=False)
     return Published(writer, storage, keys)

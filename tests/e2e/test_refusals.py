@@ -33,7 +33,7 @@ def refused(line: Line, reference: str) -> tuple[int, str]:
     return done.returncode, said[0]
 
 
-@pytest.mark.parametrize("reference", ["UPPER/case:1", "127.0.0.1:5000/a b", "host/name@sha256:short", ""])
+@pytest.mark.parametrize("reference", ["docker.io/UPPER/case:1", "127.0.0.1:5000/a b", "host/name@sha256:short", ""])
 def test_a_bad_reference(line: Line, reference: str) -> None:
     code, sentence = refused(line, reference)
 

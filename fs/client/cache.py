@@ -100,9 +100,10 @@ class ObjectCache:
             self._objects.mkdir(exist_ok=True, mode=0o700)
             for leftover in self._incoming.iterdir():
                 leftover.unlink()
+            self._scan()
         except OSError as error:
+            self.close()
             raise RefusedError(f"the cache directory {self.directory} cannot be used: {error.strerror}") from error
-        self._scan()
         self._make_room(0)
 
     def _take_lock(self, timeout_s: float) -> None:
@@ -113,7 +114,7 @@ class ObjectCache:
                 fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 if time.monotonic() > deadline:
-                    os.close(self._lock)
+                    self.close()
                     raise LockedError(
                         f"the cache directory {self.directory} is in use by another mount; name another with --cache"
                     ) from None

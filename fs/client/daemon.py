@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import signal
 import tempfile
 import time
@@ -47,6 +48,7 @@ _log = structlog.get_logger()
 _ANSWER_TIMEOUT_S = 30.0
 _GRACE_S = 2.0
 _LOG_LINES = 500
+_OPEN_FILES = 8192
 _REVOCATIONS_AT_ONCE = 512
 
 
@@ -121,6 +123,7 @@ class MountDaemon:
             FsError: it cannot be mounted.
         """
         settings = self._settings
+        _allow_open_files()
         keys = load_public_keys(settings.public_keys_pem)
         cache = ObjectCache(settings.cache, settings.quota_bytes)
         await anyio.to_thread.run_sync(cache.start)
@@ -203,6 +206,14 @@ def _mount(frontend: Pyfuse3Frontend, settings: MountSettings) -> None:
             raise MountError(
                 f"{settings.mountpoint} could not be mounted: {reason}; 'unpackd doctor' says what this machine lacks"
             ) from error
+
+
+def _allow_open_files() -> None:
+    """Raise the soft limit: catalogs and objects are kept open."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = _OPEN_FILES if hard == resource.RLIM_INFINITY else min(_OPEN_FILES, hard)
+    if soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 @contextmanager

@@ -150,7 +150,7 @@ class MagicAttributes:
     # of regular files
 
     async def _chunks(self, found: Found) -> list[tuple[str, int, int]]:
-        content = await self._repository.content(found.home, found.path, found.entry)
+        content = (await self._repository.content(found.home, found.path, found.entry)).content
         if content.hash is not None:
             return [(str(content.hash), 0, content.size)]
         return [(str(chunk.hash), chunk.offset, chunk.size) for chunk in content.chunks]
@@ -174,7 +174,8 @@ class MagicAttributes:
     async def _external_url(self, found: Found) -> bytes | None:
         if not found.entry.flags & Flag.EXTERNAL:
             return None
-        return self._external_host().encode() + found.path
+        placed = await self._repository.content(found.home, found.path, found.entry)
+        return f"{self._external_host()}{placed.external}".encode()
 
     async def _hash(self, found: Found) -> bytes | None:
         return None if found.entry.hash is None else str(found.entry.hash).encode()

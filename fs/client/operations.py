@@ -10,7 +10,6 @@ from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from urllib.parse import quote_from_bytes
 
 import structlog
 
@@ -18,7 +17,7 @@ from fs.client.catalogs import CatalogRef, Found
 from fs.client.errnos import FileError
 from fs.client.inodes import Inode, InodeTable, Node, directory_key, file_key
 from fs.client.receiving import ObjectRef
-from fs.client.repository import Repository
+from fs.client.repository import Placed, Repository
 from fs.errors import CatalogError, FsError
 from fs.format.catalog import Entry, Flag
 from fs.format.compression import Compression
@@ -86,7 +85,7 @@ class Operations:
         self.generation = 0
         self._variables = variables
         self.inodes = InodeTable(root, self.generation)
-        self._contents = OrderedDict[Inode, Content]()
+        self._contents = OrderedDict[Inode, Placed]()
         self._negatives = OrderedDict[bytes, None]()
 
     async def lookup(self, parent: int, name: bytes) -> Attributes | None:
@@ -209,27 +208,27 @@ class Operations:
         await self.content(node)
         return bool(node.found.entry.flags & Flag.DIRECT_IO)
 
-    async def content(self, node: Node) -> Content:
+    async def content(self, node: Node) -> Placed:
         """Where the bytes of *node* are. Raises CatalogError and what getting the catalog raises."""
-        content = self._contents.get(node.inode)
-        if content is None:
+        placed = self._contents.get(node.inode)
+        if placed is None:
             found = node.found
-            content = await self.repository.content(found.home, found.path, found.entry)
-            self._contents[node.inode] = content
+            placed = await self.repository.content(found.home, found.path, found.entry)
+            self._contents[node.inode] = placed
             if len(self._contents) > _CONTENTS:
                 self._contents.popitem(last=False)
         else:
             self._contents.move_to_end(node.inode)
-        return content
+        return placed
 
     async def read(self, inode: int, offset: int, size: int) -> bytes:
         """At most *size* bytes of file *inode* from *offset* on; fewer at its end only. Raises FileError, FsError."""
         node = self._node(inode)
-        content = await self.content(node)
+        placed = await self.content(node)
+        content, external = placed.content, placed.external
         end = min(offset + size, content.size)
         if offset >= end:
             return b""
-        external = quote_from_bytes(node.found.path) if node.found.entry.flags & Flag.EXTERNAL else None
         if content.hash is not None:
             whole = ObjectRef(content.hash, compression=content.compression, size=content.size, external=external)
             return _complete(await self.repository.objects.read(whole, offset, end - offset), end - offset)

@@ -10,6 +10,7 @@ import itertools
 import os
 import time
 from collections.abc import Callable, Coroutine, Sequence
+from dataclasses import dataclass
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import pyfuse3
@@ -40,6 +41,14 @@ class Kept:
     def __init__(self, *, is_fixed: bool) -> None:
         self.entries_s = _YEAR_S if is_fixed else 3600
         self.negatives_s = _YEAR_S if is_fixed else 60
+
+
+@dataclass(frozen=True, slots=True)
+class _Listing:
+    """An open directory."""
+
+    generation: int  # of the view when the listing was begun
+    entries: list[tuple[bytes, Found]]
 
 
 def _answering(
@@ -78,7 +87,7 @@ class Pyfuse3Frontend(pyfuse3.Operations):  # type: ignore[misc]  # the module i
         self._facts = facts
         self._kept = kept
         self._magic = MagicAttributes(operations, facts)
-        self._listings: dict[int, list[tuple[bytes, Found]]] = {}
+        self._listings: dict[int, _Listing] = {}
         self._handles = itertools.count(1)
 
     def count_fault(self) -> None:
@@ -149,7 +158,7 @@ class Pyfuse3Frontend(pyfuse3.Operations):  # type: ignore[misc]  # the module i
         """See pyfuse3.Operations; the handle is the inode."""
         return await self._operations.read(fh, off, size)
 
-    async def flush(self, fh: int) -> None:
+    async def flush(self, _fh: int) -> None:
         """See pyfuse3.Operations: there is nothing to flush, and the kernel does not ask again."""
         raise pyfuse3.FUSEError(errno.ENOSYS)
 
@@ -159,15 +168,13 @@ class Pyfuse3Frontend(pyfuse3.Operations):  # type: ignore[misc]  # the module i
     @_answering
     async def opendir(self, inode: int, _ctx: object) -> int:
         """See pyfuse3.Operations; the listing is read once, so that it is of one revision."""
+        generation = self._operations.generation
         found = await self._operations.listing(inode)
         handle = next(self._handles)
         node = await self._operations.directory(inode)
         parent = Found(parent_path(node.found.path), node.found.entry, node.found.home, node.found.home)
-        self._listings[handle] = [
-            (b".", node.found),
-            (b"..", parent),
-            *((one.entry.name, one) for one in found),
-        ]
+        entries = [(b".", node.found), (b"..", parent), *((one.entry.name, one) for one in found)]
+        self._listings[handle] = _Listing(generation, entries)
         self._facts.opened_directories += 1
         return handle
 
@@ -175,13 +182,15 @@ class Pyfuse3Frontend(pyfuse3.Operations):  # type: ignore[misc]  # the module i
     async def readdir(self, fh: int, start_id: int, token: pyfuse3.ReaddirToken) -> None:
         """See pyfuse3.Operations; attributes come with the names."""
         listing = self._listings[fh]
-        for position in range(start_id, len(listing)):
-            name, found = listing[position]
+        for position in range(start_id, len(listing.entries)):
+            name, found = listing.entries[position]
             if position < 2:  # noqa: PLR2004  # . and .., which the kernel does not count
                 key, inode = b"", self._operations.inodes.number(directory_key(found.path))
             else:
                 key, inode = await self._operations.number(found)
             answer = self._attributes(self._operations.describe(Inode(inode), found))
+            if listing.generation != self._operations.generation:
+                answer.entry_timeout = answer.attr_timeout = 0  # a newer revision was revoked without this answer
             if not pyfuse3.readdir_reply(token, name, answer, position + 1):
                 return
             if key:

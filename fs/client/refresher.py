@@ -84,6 +84,9 @@ class Refresher:
             except FsError as error:
                 _log.warning("refresh_failed", repository=self._repository.name, reason=str(error))
                 self._schedule(min(_SHORT_TTL_S, self._repository.revision.ttl_s))
+            except Exception:  # noqa: BLE001  # the edge: a fault in here must not take the mount away
+                _log.exception("refresh_broken", repository=self._repository.name)
+                self._schedule(_SHORT_TTL_S)
 
     async def listen(self, client: httpx.AsyncClient, base_urls: Sequence[str]) -> None:
         """Hear the announcements of all servers at *base_urls*, for ever."""
@@ -107,6 +110,9 @@ class Refresher:
                         delay_s = _LATER_S
             except (httpx.HTTPError, httpx.StreamError, httpx.InvalidURL) as error:
                 _log.debug("announcements_interrupted", url=without_secrets(url), reason=str(error))
+            except Exception:  # noqa: BLE001  # the edge: a fault in here must not take the mount away
+                _log.exception("announcements_broken", url=without_secrets(url))
+                delay_s = _LATER_S
             await anyio.sleep(delay_s)
 
     async def _hear(self, reply: httpx.Response) -> None:

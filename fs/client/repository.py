@@ -9,6 +9,7 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from urllib.parse import quote_from_bytes
 
 import structlog
 
@@ -26,7 +27,7 @@ from fs.errors import (
     RollbackError,
     UnreachableError,
 )
-from fs.format.catalog import Entry, connect_bytes
+from fs.format.catalog import Entry, Flag, connect_bytes
 from fs.format.hashes import Hash, Suffix
 from fs.format.history import History, Tag
 from fs.format.manifest import Manifest
@@ -75,6 +76,14 @@ class Revision:
     ttl_s: int
     manifest: Manifest | None = None  # None if the root's hash was given
     tag: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Placed:
+    """A file's content and, if its objects are external, the percent-encoded path where they are."""
+
+    content: Content
+    external: str | None = None
 
 
 class Repository:
@@ -187,7 +196,7 @@ class Repository:
                 errors.append(error)
                 _log.warning("manifest_refused", repository=self.name, url=mirror.url, reason=str(error))
                 continue
-            if manifest.revision > seen or seen_root is None:
+            if manifest.revision > seen or not self._keeps(chain):
                 self._keep(chain, manifest)
             return manifest
         raise _most_telling(errors)
@@ -201,6 +210,13 @@ class Repository:
         except (OSError, ValueError, KeyError, TypeError, FsError) as error:
             _log.warning("newest_revision_unreadable", repository=self.name, reason=str(error))
             return -1, None
+
+    def _keeps(self, chain: Chain) -> bool:
+        """True if *chain* is the one that is kept: a whitelist may be renewed without a new revision."""
+        try:
+            return (self._state / _STATE_FILES[0]).read_bytes() == chain.whitelist
+        except OSError:
+            return False
 
     def _keep(self, chain: Chain, manifest: Manifest) -> None:
         """Keep the chain first: a crash in between must not leave a revision that nothing proves."""
@@ -267,10 +283,14 @@ class Repository:
         """What is in the directory at *path*, hidden entries included."""
         return await self.catalogs.listing(self.revision.root, path)
 
-    async def content(self, home: CatalogRef, path: bytes, entry: Entry) -> Content:
+    async def content(self, home: CatalogRef, path: bytes, entry: Entry) -> Placed:
         """Where the bytes of a regular file are. Raises CatalogError."""
         catalog = await self.catalogs.get(home)
-        return catalog.content(path, entry)
+        content = catalog.content(path, entry)
+        if not entry.flags & Flag.EXTERNAL:
+            return Placed(content)
+        # below a bind mount point the file lies where it lay in its own revision
+        return Placed(content, quote_from_bytes(catalog.inner(path)))
 
 
 def _refuse_rollback(name: str, manifest: Manifest, seen: int, seen_root: Hash | None) -> None:

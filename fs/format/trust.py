@@ -58,6 +58,10 @@ class TrustedWhitelist:
         whitelist = Whitelist.parse(signed.text)
         if whitelist.name != name:
             raise NotTrustedError(f"the whitelist is of {whitelist.name}, not of {name}")
+        if whitelist.demands_ca_chain:
+            raise NotTrustedError(
+                f"the whitelist of {name} demands a chain of certificates, which is not verified here"
+            )
         if whitelist.is_expired(now):
             raise NotTrustedError(f"the whitelist of {name} expired at {whitelist.expires:%Y-%m-%d %H:00} UTC")
         return cls(whitelist)

@@ -37,11 +37,8 @@ def open_http_client(
     The environment is not asked for proxies or certificates: what a mount does follows from its options alone.
     """
     return httpx.AsyncClient(
-        timeout=httpx.Timeout(
-            limits.idle_timeout_s,
-            connect=limits.connect_timeout_s,
-            pool=limits.idle_timeout_s + limits.connect_timeout_s,
-        ),
+        # who waits for a connection waits for transfers that have time-outs themselves
+        timeout=httpx.Timeout(limits.idle_timeout_s, connect=limits.connect_timeout_s, pool=None),
         limits=httpx.Limits(max_connections=limits.transfers, max_keepalive_connections=limits.transfers),
         headers={"User-Agent": "unpackd", "Accept-Encoding": "identity"},
         follow_redirects=True,

@@ -97,6 +97,32 @@ class MountProbe:
         return os.getxattr(self._root + path, name, follow_symlinks=False)
 
 
+class Below:
+    """Looks at what *probe* shows below *prefix*."""
+
+    def __init__(self, probe: Probe, prefix: bytes) -> None:
+        self._probe = probe
+        self._prefix = prefix
+
+    def stat(self, path: bytes) -> os.stat_result:
+        return self._probe.stat(self._prefix + path)
+
+    def names(self, path: bytes) -> list[bytes]:
+        return self._probe.names(self._prefix + path)
+
+    def readlink(self, path: bytes) -> bytes:
+        return self._probe.readlink(self._prefix + path)
+
+    def content(self, path: bytes) -> bytes:
+        return self._probe.content(self._prefix + path)
+
+    def xattrs(self, path: bytes) -> Mapping[bytes, bytes]:
+        return self._probe.xattrs(self._prefix + path)
+
+    def magic(self, path: bytes, name: str) -> bytes:
+        return self._probe.magic(self._prefix + path, name)
+
+
 def differences(listing: dict[str, Any], probe: Probe) -> list[str]:
     """Everything in which what *probe* shows is not what the reference client showed."""
     found: list[str] = []

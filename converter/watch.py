@@ -58,6 +58,14 @@ class RegistryReader(Protocol):
         ...
 
 
+class Ticking(Protocol):
+    """What takes jobs further: see Dispatcher."""
+
+    def tick(self) -> int:
+        """Do what is due."""
+        ...
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WatchSettings:
     """How the watcher behaves."""
@@ -77,7 +85,7 @@ class Watcher:
         settings: WatchSettings,
         wishes: WishStore,
         jobs: JobStore,
-        dispatcher: Dispatcher,
+        dispatcher: Ticking,
         registry: RegistryReader,
     ) -> None:
         self._settings = settings

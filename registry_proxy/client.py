@@ -14,7 +14,7 @@ from pathlib import Path
 
 import httpx
 
-from registry_proxy.blobs import BlobSource, require_verifiable, verified
+from registry_proxy.blobs import BlobSource, Transfer, require_verifiable, verified
 from registry_proxy.credentials import CredentialSource, DockerConfig, default_config_path
 from registry_proxy.errors import (
     AbsentError,
@@ -22,6 +22,7 @@ from registry_proxy.errors import (
     DigestMismatchError,
     DigestSyntaxError,
     ManifestError,
+    RangeError,
     UnsupportedManifestError,
 )
 from registry_proxy.oci import media_types
@@ -39,7 +40,7 @@ from registry_proxy.oci.manifest import (
 from registry_proxy.oci.reference import Reference, Scheme, is_repository, is_tag
 from registry_proxy.sender import CATALOG_SCOPE, RateLimit, Sender, pull_scope
 from registry_proxy.tokens import Tokens
-from registry_proxy.transfer import Origin, Patience, open_http, read_bounded, retrying
+from registry_proxy.transfer import Origin, Patience, open_http, paced, read_bounded, refuse_encoding, retrying
 
 _PAGE_ENTRIES = 1000
 _MAX_PAGES = 1000
@@ -94,11 +95,19 @@ class RegistryClient:
         Raises:
             ProxyError: see Sender.ask; what GET gives is checked like in ``manifest``.
         """
-        found = await retrying(self._sender.patience, lambda: self._head(reference))
+        found = await self.head(reference)
         if found is not None:
             return found
         raw = await self.raw_manifest(reference)
         return Descriptor(media_type=raw.media_type, digest=raw.digest, size_bytes=len(raw.body))
+
+    async def head(self, reference: Reference) -> Descriptor | None:
+        """Like ``resolve``, but None where the registry does not answer HEAD with all that is needed.
+
+        Raises:
+            ProxyError: see Sender.ask.
+        """
+        return await retrying(self._sender.patience, lambda: self._head(reference))
 
     async def manifest(self, reference: Reference, *, images_only: bool = True) -> FetchedManifest:
         """The manifest or index that *reference* names; its digest decides if it has one.
@@ -160,6 +169,56 @@ class RegistryClient:
             self._explained(descriptor, verified(self._sender, source, descriptor.size_bytes))
         ) as parts:
             yield parts
+
+    async def blob_size(self, reference: Reference, digest: Digest) -> int | None:
+        """How many bytes a blob has, without fetching it; None if the registry does not say.
+
+        Raises:
+            ProxyError: see Sender.ask; AbsentError if the repository does not have the blob.
+        """
+        source = self.blob_source(reference, digest)
+
+        async def attempt() -> int | None:
+            async with self._sender.ask(
+                "HEAD", source.origin, source.path, scope=pull_scope(source.repository), what=source.what
+            ) as reply:
+                length = reply.headers.get("Content-Length", "")
+                return int(length) if length.isdecimal() else None
+
+        return await retrying(self._sender.patience, attempt)
+
+    def transfer(
+        self, reference: Reference, digest: Digest, *, size_bytes: int | None = None, offset: int = 0
+    ) -> Transfer:
+        """The bytes of a blob from *offset* on, which the caller verifies."""
+        return Transfer(self._sender, self.blob_source(reference, digest), size_bytes=size_bytes, offset=offset)
+
+    @asynccontextmanager
+    async def blob_part(
+        self, reference: Reference, digest: Digest, part: range
+    ) -> AsyncIterator[AsyncGenerator[bytes, None]]:
+        """Some bytes of a blob, as they arrive; they cannot be verified, and are not resumed.
+
+        Raises:
+            RangeError: the registry gives something else than that part.
+            ProxyError: see Sender.ask.
+        """
+        source = self.blob_source(reference, digest)
+        async with self._sender.ask(
+            "GET",
+            source.origin,
+            source.path,
+            scope=pull_scope(source.repository),
+            what=source.what,
+            headers={"Range": f"bytes={part.start}-{part.stop - 1}"},
+        ) as reply:
+            refuse_encoding(reply, source.what)
+            said = reply.headers.get("Content-Range", "")
+            is_part = reply.status_code == HTTPStatus.PARTIAL_CONTENT
+            if not is_part or not said.startswith(f"bytes {part.start}-{part.stop - 1}/"):
+                raise RangeError(f"{source.origin.registry} does not give parts of {source.what}")
+            async with aclosing(paced(reply, self._sender.patience)) as pieces:
+                yield pieces
 
     async def tags(self, reference: Reference) -> tuple[str, ...]:
         """All tags of the repository of *reference*, sorted.

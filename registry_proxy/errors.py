@@ -92,3 +92,24 @@ class CredentialsError(ProxyError):
 
 class ConfigError(UsageError):
     """A configuration file with a mistake; the message says where."""
+
+
+class CacheError(ProxyError):
+    """A cache directory that cannot be used."""
+
+
+class CacheLockedError(CacheError):
+    """A cache directory that another process uses."""
+
+    exit = Exit.LOCKED
+    transient = True
+
+
+class NoRoomError(ProxyError):
+    """A blob that cannot be stored; it can still be passed through."""
+
+
+class AbandonedError(ProxyError):
+    """A download that nobody read any more."""
+
+    transient = True

@@ -27,7 +27,7 @@ EMPTY_OBJECT = bytes.fromhex("789c030000000001")
 """The zlib stream of no bytes, the same in every repository. Source: CernVM-FS 2.12, catalog_balancer_impl.h."""
 
 _REMEMBERED_AT_ONCE = 512
-_BUSY_S = 30.0
+_BUSY_S = 5.0
 _SELECT = "SELECT hash, algorithm, stored_bytes FROM contents WHERE key = ?"
 _READ_BYTES = 1 << 20
 _log = structlog.get_logger()

@@ -20,7 +20,7 @@ T = TypeVar("T")
 MAX_CATALOG_BYTES = 1 << 30
 MAX_STORED_BYTES = 1 << 30
 _CACHED_BYTES = 64 << 20
-_OPEN_CATALOGS = 64
+_OPEN_BYTES = 128 << 20
 
 
 class CatalogCache:
@@ -66,7 +66,8 @@ class View:
         self._store = store
         self._cache = cache
         self._lock = threading.RLock()
-        self._open: OrderedDict[tuple[bytes, Hash], Catalog] = OrderedDict()
+        self._open: OrderedDict[tuple[bytes, Hash], tuple[Catalog, int]] = OrderedDict()
+        self._open_bytes = 0
 
     def lookup(self, path: bytes) -> Entry | None:
         """The entry of canonical *path*, or None. ``target`` is as stored; ``readlink`` gives what was meant."""
@@ -120,9 +121,10 @@ class View:
     def close(self) -> None:
         """Close the catalogs."""
         with self._lock:
-            for catalog in self._open.values():
+            for catalog, _ in self._open.values():
                 catalog.close()
             self._open.clear()
+            self._open_bytes = 0
 
     def _existing(self, path: bytes) -> Entry:
         entry = self.lookup(path)
@@ -144,14 +146,19 @@ class View:
 
     def _catalog(self, reference: NestedReference) -> Catalog:
         key = (reference.path, reference.hash)
-        catalog = self._open.get(key)
-        if catalog is None:
-            catalog = Catalog(connect_bytes(self._cache.fetch(reference.hash)), reference.path)
-            self._open[key] = catalog
-            # those of the walk in progress are the youngest, so they stay
-            while len(self._open) > _OPEN_CATALOGS:
-                self._open.popitem(last=False)[1].close()
-        self._open.move_to_end(key)
+        known = self._open.get(key)
+        if known is not None:
+            self._open.move_to_end(key)
+            return known[0]
+        database = self._cache.fetch(reference.hash)
+        catalog = Catalog(connect_bytes(database), reference.path)
+        self._open[key] = (catalog, len(database))
+        self._open_bytes += len(database)
+        # the one just opened stays; a walk holds no other
+        while self._open_bytes > _OPEN_BYTES and len(self._open) > 1:
+            dropped, size = self._open.popitem(last=False)[1]
+            self._open_bytes -= size
+            dropped.close()
         return catalog
 
 

@@ -358,3 +358,45 @@ def test_many_changes_leave_the_catalog_dense(repository: Repository, tmp_path: 
     assert max(entry.rowid for _, entry in root.entries()) == 11
     assert repository.manifest.catalog_size < 80_000
     assert_good(repository, tmp_path)
+
+
+def test_an_index_of_contents_that_is_damaged_begins_anew(
+    repository: Repository, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    repository.commit([put(repository, b"/f", b"1")])
+    repository.ingester()._index.close()
+    (tmp_path / "storage/.publisher/contents.db").write_bytes(b"no database at all")
+
+    other = Repository.open(NAME, str(tmp_path / "storage"), tmp_path / "keys", durable=False)
+    other.commit([put(other, b"/g", b"2")])
+
+    assert other.view().read(b"/g", 100) == b"2"
+
+    assert "content_index_lost" in capsys.readouterr().out
+    assert_good(other, tmp_path)
+
+
+def test_a_view_serves_many_threads_and_stays_when_the_repository_moves_on(
+    repository: Repository, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fs.publish.view._OPEN_BYTES", 200_000)  # three catalogs: they come and go all the time
+    grafts = [graft(repository, b"/t/%d" % number, f=b"%d" % number) for number in range(12)]
+    repository.commit(grafts)
+    view = repository.view()
+    repository.commit([Remove(b"/t")])
+    wrong: list[bytes] = []
+
+    def work() -> None:
+        for number in [*range(12)] * 5:
+            content = view.read(b"/t/%d/f" % number, 10)
+            if content != b"%d" % number:
+                wrong.append(content)
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+
+    assert wrong == []
+    assert repository.view().lookup(b"/t") is None

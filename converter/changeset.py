@@ -34,6 +34,7 @@ _DROPPED_PREFIXES = (b"trusted.", b"user.overlay.")
 _XATTR_MAX_BYTES = 255
 _MOST_WARNINGS = 200
 _LINK_COLUMNS, _COLUMNS = 2, 6
+_DEVICE_TYPES = (stat.S_IFCHR, stat.S_IFBLK)
 _TYPES_WITH_USER_XATTRS = (stat.S_IFREG, stat.S_IFDIR)
 
 
@@ -267,6 +268,7 @@ def _row(change: Change) -> list[Any]:
     if link is not None:
         return [_text(path), _text(link)]
     detail: Any = None
+    file_type = stat.S_IFMT(mode)
     if content is not None:
         detail = [
             content.size,
@@ -274,9 +276,9 @@ def _row(change: Change) -> list[Any]:
             [[chunk.offset, chunk.size, str(chunk.hash)] for chunk in content.chunks],
             content.compression.value,
         ]
-    elif target:
+    elif file_type == stat.S_IFLNK:
         detail = _text(target)
-    elif rdev:
+    elif file_type in _DEVICE_TYPES:
         detail = rdev
     row = [_text(path), mode, uid, gid, mtime_ns, detail]
     if xattrs:
@@ -302,7 +304,7 @@ def _change(row: list[Any]) -> Change:
         mtime_ns,
         _content(*detail) if file_type == stat.S_IFREG else None,
         _bytes(detail) if file_type == stat.S_IFLNK else b"",
-        int(detail) if file_type in (stat.S_IFCHR, stat.S_IFBLK) else 0,
+        int(detail) if file_type in _DEVICE_TYPES else 0,
         xattrs,
     )
 

@@ -1,0 +1,63 @@
+"""Settings: precedence, unknown keys with their line."""
+
+from pathlib import Path
+
+import pytest
+
+from converter.config import load_settings
+from converter.errors import SettingsError
+
+ABSENT = {"UNPACKD_CONFIG": ""}
+
+
+def test_flags_before_environment_before_file(tmp_path: Path) -> None:
+    file = tmp_path / "config.toml"
+    file.write_text(
+        '[converter]\nrepo = "file"\nstorage = "/file"\nkeys = "/file"\n[converter.limits]\nmax_entries = 5\n'
+    )
+    environment = {"UNPACKD_STORAGE": "/env", "UNPACKD_KEYS": "/env", "UNPACKD_CONVERTER_LIMITS_MAX_HEADER_BYTES": "6"}
+
+    settings = load_settings(file, flags={"keys": Path("/flag"), "repo": None}, environment=environment)
+
+    assert (settings.repo, settings.storage, settings.keys) == ("file", "/env", Path("/flag"))
+    assert settings.limits.limits().max_entries == 5
+    assert settings.limits.limits().max_header_bytes == 6
+
+
+def test_file_of_the_environment(tmp_path: Path) -> None:
+    file = tmp_path / "config.toml"
+    file.write_text('[converter]\nrepo = "file"\n[snapshotter]\nother = 1\n')
+
+    assert load_settings(environment={"UNPACKD_CONFIG": str(file)}).repo == "file"
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("[converter]\nrepo = 'x'\nrepoo = 'y'\n", ":3: unknown key 'repoo'"),
+        ("# limits\n[converter.limits]\nmax_entries = 1\n\nmax_files = 2\n", ":5: unknown key 'max_files'"),
+        ("[converter.limit]\nmax_entries = 1\n", ":1: unknown key 'limit'"),
+        ("[converter.limits]\nmax_entries = -1\n", "limits.max_entries"),
+        ("[converter.limits]\nmax_entries = 'many'\n", "limits.max_entries"),
+        ("converter = 1\n", "must be tables"),
+        ("[converter\n", "config.toml"),
+    ],
+)
+def test_mistakes_are_named_with_their_line(tmp_path: Path, text: str, said: str) -> None:
+    file = tmp_path / "config.toml"
+    file.write_text(text)
+
+    with pytest.raises(SettingsError) as caught:
+        load_settings(file, environment=ABSENT)
+
+    assert said in str(caught.value)
+
+
+def test_unknown_limit_of_the_environment_is_named() -> None:
+    with pytest.raises(SettingsError, match="UNPACKD_CONVERTER_LIMITS_MAX_FILES"):
+        load_settings(environment={"UNPACKD_CONVERTER_LIMITS_MAX_FILES": "1"})
+
+
+def test_file_that_was_asked_for_must_be_there(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match="does not exist"):
+        load_settings(tmp_path / "absent.toml", environment=ABSENT)

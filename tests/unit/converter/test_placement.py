@@ -1,0 +1,130 @@
+"""Paths of the layout, records, and the order of operations."""
+
+import json
+from datetime import UTC, datetime
+
+import pytest
+
+from converter import placement
+from converter.placement import LayerDescription, NewChain, Placement, SourceRecord
+from fs.format.tree import Content, Node
+from fs.publish.operations import MakeDirectory, PutFile, PutSymlink
+
+CONFIG = "sha256:" + "c0" * 32
+MANIFEST = "sha256:" + "3a" * 32
+LAYER = "sha256:" + "1a" * 32
+CHAIN = "sha256:" + "9c" * 32
+RECORD = SourceRecord(platform="linux/amd64", resolved=MANIFEST, manifest=MANIFEST, config=CONFIG)
+SOME = Content(0, None)
+
+
+def test_paths() -> None:
+    assert placement.layerfs_path(LAYER) == b"/.layers/1a/" + b"1a" * 32 + b"/layerfs"
+    assert placement.flat_path(CONFIG) == b"/.flat/c0/" + b"c0" * 32
+    assert placement.change_set_path(LAYER) == b"/.unpackd/layers/1a/" + b"1a" * 32 + b"/changeset"
+
+
+def test_chain_ids_are_those_of_the_specification() -> None:
+    diff_ids = ["sha256:" + digit * 64 for digit in "ab"]
+
+    first, second = placement.chain_ids(diff_ids)
+
+    assert first == diff_ids[0]
+    assert second == "sha256:ccd722928bd92476ba1745586fed6e45a102504185ad88cd89e01ff116fd146c"
+
+
+@pytest.mark.parametrize(
+    ("link", "target", "text"),
+    [
+        (b"/a/b/link", b"/a/c/x", b"../c/x"),
+        (b"/link", b"/x", b"x"),
+        (b"/a/link", b"/a/x", b"x"),
+        (b"/a/b/link", b"/a/b", b"../b"),
+        (b"/a/b/c/link", b"/x/y", b"../../../x/y"),
+    ],
+)
+def test_relative_targets(link: bytes, target: bytes, text: bytes) -> None:
+    assert placement.relative_target(link, target) == text
+
+
+def test_public_symlink_is_as_ducc_writes_it() -> None:
+    assert placement.public_target("registry.example/lib/x:1", CONFIG) == b"../../.flat/c0/" + b"c0" * 32
+    assert placement.public_target("registry.example/x:1", CONFIG) == b"../.flat/c0/" + b"c0" * 32
+
+
+def test_source_record_is_read_back() -> None:
+    assert SourceRecord.parse(RECORD.encode()) == RECORD
+
+
+@pytest.mark.parametrize("stored", [b"", b"[]", b'{"version":2}', b'{"version":1}', b"\xff"])
+def test_unknown_source_records_are_none(stored: bytes) -> None:
+    assert SourceRecord.parse(stored) is None
+
+
+def test_origins_are_unique() -> None:
+    first = placement.origin_record(None, CONFIG)
+    assert first is not None
+    assert json.loads(first) == {"origin": [CONFIG]}
+    assert placement.origin_record(first, CONFIG) is None
+    second = placement.origin_record(first, MANIFEST)
+    assert second is not None
+    assert json.loads(second) == {"origin": [CONFIG, MANIFEST]}
+
+
+def test_layer_record_has_duccs_keys() -> None:
+    layer = LayerDescription(LAYER, "type", 10, CHAIN)
+
+    [record] = json.loads(placement.layer_record(layer, 99, datetime(2024, 5, 6, tzinfo=UTC)))
+
+    assert record == {
+        "id": "9c" * 32,
+        "created": "2024-05-06T00:00:00+00:00",
+        "compressed-diff-digest": LAYER,
+        "diff-digest": CHAIN,
+        "diff-size": 99,
+    }
+
+
+def test_tree_digest_sees_every_attribute_and_links() -> None:
+    def tree(**fields: int) -> Node:
+        root = Node(mode=0o40755)
+        root.children[b"a"] = Node(mode=0o100644, **fields)
+        return root
+
+    linked, copied = tree(), tree()
+    linked.children[b"b"] = linked.children[b"a"]
+    copied.children[b"b"] = Node(mode=0o100644)
+
+    digests = {
+        placement.tree_digest(root) for root in (tree(), tree(uid=1), tree(gid=1), tree(mtime_ns=1), linked, copied)
+    }
+
+    assert len(digests) == 6
+    assert placement.tree_digest(tree()) == placement.tree_digest(tree())
+
+
+def test_public_symlink_comes_last_and_parents_begin_catalogs() -> None:
+    made = placement.operations(
+        Placement(
+            name="r.example/x:1",
+            config=CONFIG,
+            manifest=MANIFEST,
+            new_layers={},
+            origins={LAYER: SOME},
+            new_chains={CHAIN: NewChain(layer=LAYER, parent=None, own_layer=None)},
+            flat=None,
+            flat_chain=CHAIN,
+            image_files={b"manifest.json": SOME},
+            ducc_manifest=SOME,
+            record=SOME,
+        )
+    )
+
+    assert made[-1] == PutSymlink(b"/r.example/x:1", b"../.flat/c0/" + b"c0" * 32)
+    nested = [operation.path for operation in made if isinstance(operation, MakeDirectory) and operation.nested]
+    assert {b"/.layers", b"/.flat", b"/.flat/c0", b"/.unpackd/chains/9c", b"/.unpackd/images/3a"} <= set(nested)
+    assert PutFile(b"/.metadata/r.example/x:1/source.json", SOME) in made
+    links = {operation.path: operation.target for operation in made if isinstance(operation, PutSymlink)}
+    chain = b"/.unpackd/chains/9c/" + b"9c" * 32
+    assert links[chain + b"/layer"] == b"../../../../.layers/1a/" + b"1a" * 32 + b"/layerfs"
+    assert links[chain + b"/flat"] == b"../../../../.flat/c0/" + b"c0" * 32

@@ -11,6 +11,7 @@ from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+import anyio.lowlevel
 import structlog
 
 from fs.client.catalogs import CatalogRef, Found
@@ -31,6 +32,7 @@ _log = structlog.get_logger()
 
 _CONTENTS = 4096  # of files in use
 _NEGATIVES = 1 << 16
+_COMPARED_AT_ONCE = 128
 BLOCK_BYTES = 4096
 _SECTOR_BYTES = 512
 
@@ -273,7 +275,9 @@ class Operations:
         self.generation += 1
         forgotten = Invalidations()
         unchanged: dict[CatalogRef, bool] = {}
-        for node in self.inodes.known():
+        for number, node in enumerate(self.inodes.known()):
+            if number % _COMPARED_AT_ONCE == 0:
+                await anyio.lowlevel.checkpoint()  # requests are answered meanwhile
             try:
                 await self._compare(node, unchanged, forgotten)
             except FsError as error:  # a catalog cannot be had: the kernel shall ask, and get this error

@@ -105,6 +105,7 @@ def farm(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Farm]:
             database_url=sqlite_url(tmp_path / "farm.sqlite"),
             broker_url=broker.url,
             concurrency=1,
+            max_attempts=3,
             heartbeat_s=0.2,
             stale_after_s=5,
         )

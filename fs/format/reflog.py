@@ -52,6 +52,12 @@ def add_references(
     )
 
 
+def remove_references(connection: sqlite3.Connection, removed: Iterable[Hash]) -> None:
+    """Forget *removed*, whose objects are about to be removed, and give their space back."""
+    connection.executemany("DELETE FROM refs WHERE hash = ?", [(str(name),) for name in removed])
+    connection.execute("VACUUM")
+
+
 def references(connection: sqlite3.Connection) -> dict[Hash, tuple[ReferenceType, int]]:
     """Every reference with its type and its time in Unix seconds. Raises MalformedError."""
     try:

@@ -4,16 +4,15 @@ import json
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from fs.errors import AbsentError, HashSyntaxError, MalformedError
 from fs.format.hashes import Hash
 from fs.format.paths import is_below
+from fs.runtime.boot import boot_id
 from fs.store.base import TendedStore
 
 STATE = ".unpackd_replica.json"
 _MAX_STATE_BYTES = 1 << 24
-_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +79,7 @@ class ReplicaState:
         What was written before a power cut, and not synced, may be there with wrong bytes: it is removed. A process
         that was killed leaves no such doubt.
         """
-        boot = _BOOT_ID.read_text().strip()
+        boot = boot_id()
         if self.unsettled_since_unix_s and self.boot != boot:
             doubtful = [each for each in store.objects() if each.modified_unix_s >= self.unsettled_since_unix_s - 1]
             store.remove(doubtful)

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 
 import anyio
@@ -120,6 +121,25 @@ def test_an_older_revision_than_the_newest_seen_is_refused_and_the_newest_stays(
         assert library.repository.revision.number == newest
         assert library.repository.is_offline
         assert library.content(b"/file") == b"newer"
+
+
+def test_a_whitelist_that_expired_opens_nothing_and_ends_nothing(published: Published, tmp_path: Path) -> None:
+    expired = published.writer.whitelist_expires() + timedelta(hours=1)
+    where = [str(published.storage)]
+    with opened(published.name, where, published.public_key, tmp_path / "c") as library:
+        revision = library.repository.revision.number
+        published.put(file=b"newer")
+        library.repository._now = lambda: expired
+        with pytest.raises(NotTrustedError, match="expired"):
+            library.run(library.repository.refresh)
+        assert library.repository.revision.number == revision
+        assert library.content(b"/file") == CONTENT
+
+    with (
+        pytest.raises(NotTrustedError, match="expired"),
+        opened(published.name, where, published.public_key, tmp_path / "c", now=expired),
+    ):
+        pass
 
 
 def test_what_was_seen_before_is_shown_without_any_server(published: Published, tmp_path: Path) -> None:

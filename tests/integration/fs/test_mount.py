@@ -325,3 +325,57 @@ def _let_everybody_in(folder: Path) -> None:
     for one in (folder, *folder.parents):
         if one.is_relative_to("/tmp") and one != Path("/tmp"):
             one.chmod(one.stat().st_mode | 0o055)
+
+
+def test_an_overlay_over_the_mount_is_a_root_file_system(published: Published, work: Path) -> None:
+    trusted = {b"trusted.overlay.opaque": b"y"}
+    capability = {b"security.capability": bytes.fromhex("0100000200040000000000000000000000000000")}
+    content = published.writer.ingester().add_bytes(b"lower")
+    directory = stat.S_IFDIR | 0o755
+    opaque = Node(mode=directory, xattrs=trusted, children={b"f": Node(mode=stat.S_IFREG | 0o644, content=content)})
+    able = Node(mode=stat.S_IFREG | 0o755, content=content, xattrs=capability)
+    device = Node(mode=stat.S_IFCHR | 0o666, rdev=os.makedev(1, 3))
+    tree = {b"opaque": opaque, b"able": able, b"null": device, b"sub": Node(mode=directory, children={b"f": able})}
+    root = Node(mode=directory, children=tree)
+    published.commit(Graft(b"/tree", published.writer.prepare_subtree(b"/tree", root)))
+    with mounted(published.name, [_url(published)], published.public_key, work) as mount:
+        assert os.getxattr(mount.path / "tree" / "opaque", "trusted.overlay.opaque") == b"y"
+        assert os.getxattr(mount.path / "tree" / "able", "security.capability") == capability[b"security.capability"]
+        for name in ("disk", "merged"):
+            (work / name).mkdir()
+        subprocess.run(["mount", "-t", "tmpfs", "tmpfs", work / "disk"], check=True, timeout=30)
+        for name in ("upper", "work"):
+            (work / "disk" / name).mkdir()
+        options = f"lowerdir={mount.path}/tree,upperdir={work}/disk/upper,workdir={work}/disk/work"
+        subprocess.run(["mount", "-t", "overlay", "-o", options, "overlay", work / "merged"], check=True, timeout=30)
+        try:
+            merged = work / "merged"
+            assert (merged / "null").read_bytes() == b""
+            with (merged / "able").open("ab") as stream:
+                stream.write(b" and upper")
+            assert (merged / "able").read_bytes() == b"lower and upper"
+            assert (mount.path / "tree" / "able").read_bytes() == b"lower"
+            (merged / "sub" / "f").rename(merged / "sub" / "g")
+            (merged / "opaque" / "f").unlink()
+            assert os.listdir(merged / "opaque") == []
+            assert os.getxattr(merged / "sub" / "g", "security.capability") == capability[b"security.capability"]
+        finally:
+            subprocess.run(["umount", work / "merged"], check=True, timeout=30)
+            subprocess.run(["umount", work / "disk"], check=True, timeout=30)
+
+
+@pytest.mark.parametrize("choice", ["--revision", "--root-hash"])
+def test_a_fixed_revision_stays(published: Published, work: Path, choice: str) -> None:
+    number = published.writer.commit([published.file("/which", b"chosen")], tag="chosen").revision
+    root = str(published.writer.manifest.root_catalog)
+    published.put(which=b"later")
+    value = str(number) if choice == "--revision" else root
+    if choice == "--root-hash":
+        (published.storage / ".cvmfspublished").rename(work.parent / "away")  # nothing signed is needed
+    with mounted(published.name, [_url(published)], published.public_key, work, choice, value) as mount:
+        assert (mount.path / "which").read_bytes() == b"chosen"
+        assert mount.control("refresh") == {
+            "changed": False, "revision": number, "root": root, "ttl_s": 240,
+            "tag": "chosen" if choice == "--revision" else None,
+        }  # fmt: skip
+        assert os.getxattr(mount.path, "user.expires") == b"never (fixed root catalog)"

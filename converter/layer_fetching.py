@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 
 import anyio
 import anyio.from_thread
+import anyio.lowlevel
 import anyio.to_thread
 from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
 
@@ -72,8 +73,16 @@ async def fetch_layer(  # noqa: PLR0913  # collaborators, all by name
     async with threads, anyio.create_task_group() as tasks:
         tasks.start_soon(fetching.run)
         with receive:
-            changes = await anyio.to_thread.run_sync(read)
+            try:
+                changes = await anyio.to_thread.run_sync(read)
+            except _CancelledError:
+                await anyio.lowlevel.checkpoint()  # raises what ended the source
+                raise
     return changes
+
+
+class _CancelledError(Exception):
+    """The source was ended from outside, so the layer is not whole."""
 
 
 class _Fetching:
@@ -91,6 +100,7 @@ class _Fetching:
         self._queue = queue
         self._fetched = fetched
         self._failure: UnpackdError | None = None
+        self._is_whole = False
 
     async def run(self) -> None:
         """Fetch the blob into the queue, until its end or until nobody reads any more."""
@@ -100,6 +110,7 @@ class _Fetching:
                     async for piece in pieces:
                         await self._queue.send(piece)
                         self._fetched(len(piece))
+                self._is_whole = True
             except anyio.BrokenResourceError:
                 return  # the thread has failed, and says why
             except UnpackdError as error:
@@ -113,5 +124,7 @@ class _Fetching:
             except anyio.EndOfStream:
                 if self._failure is not None:
                     raise self._failure from None
+                if not self._is_whole:
+                    raise _CancelledError from None
                 return
             yield piece

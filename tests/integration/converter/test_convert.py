@@ -4,6 +4,8 @@ import gzip
 import json
 import struct
 import subprocess
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,8 +18,9 @@ import unpackd
 from converter.changeset import decode
 from converter.pipeline import ConversionRequest, ConversionResult, Progress, convert_image
 from converter.placement import CHANGE_SET_LIMIT_BYTES, chain_ids, chain_path, change_set_path, layerfs_path
-from converter.sources import parse_source
+from converter.sources import ImageSource, OpenSource, parse_source
 from fs.publish.repository import Repository
+from registry_proxy.oci.manifest import Descriptor
 from tests.support.images import Layout, Member, digest, directory, hardlink, make_layout, symlink
 from tests.support.registry import Registry
 
@@ -399,3 +402,44 @@ def test_progress_is_told_in_order(target: Target, layout: Layout) -> None:
     stages = list(dict.fromkeys(progress.stage for progress in told))
     assert stages == ["resolving", "layers", "flattening", "publishing", "done"]
     assert told[-1].bytes_fetched == told[-1].bytes_total == sum(map(len, layout.layers)) == result.bytes_fetched
+
+
+class StalledSource:
+    """A source like another, whose layers stop in their middle and never go on."""
+
+    def __init__(self, source: ImageSource) -> None:
+        self._source = source
+        self.stalled = anyio.Event()
+
+    def __str__(self) -> str:
+        return str(self._source)
+
+    @asynccontextmanager
+    async def open(self, _client: object = None) -> AsyncIterator[OpenSource]:
+        async with self._source.open() as opened:
+            opened.blob = self._blob  # type: ignore[method-assign]
+            yield opened
+
+    @asynccontextmanager
+    async def _blob(self, _descriptor: Descriptor) -> AsyncIterator[AsyncIterator[bytes]]:
+        async def pieces() -> AsyncIterator[bytes]:
+            yield b"\x1f\x8b"
+            self.stalled.set()
+            await anyio.sleep_forever()
+
+        yield pieces()
+
+
+def test_cancelled_conversion_ends_and_changes_nothing(target: Target, layout: Layout) -> None:
+    async def convert() -> bool:
+        source = StalledSource(parse_source(layout.source))
+        request = ConversionRequest(source=source)  # type: ignore[arg-type]
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(convert_image, request, target.repository)
+            with anyio.fail_after(20):
+                await source.stalled.wait()
+            tasks.cancel_scope.cancel()
+        return tasks.cancel_scope.cancelled_caught
+
+    assert anyio.run(convert)
+    assert target.repository.view().list(b"") == []

@@ -11,6 +11,7 @@ from converter.farm_errors import JobStoreError
 from converter.farm_schema import SCHEMA_VERSION, facts, metadata
 
 _BUSY_TIMEOUT_S = 20.0
+_CREATION_LOCK = 0x756E7061636B64  # "unpackd"
 _READ_ONLY = "unpackd_read_only"
 
 
@@ -57,6 +58,8 @@ class FarmDatabase:
 
     def _create(self) -> None:
         with self.write() as connection:
+            if self._engine.dialect.name == "postgresql":  # all processes of a farm may start at the same moment
+                connection.execute(sa.text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": _CREATION_LOCK})
             metadata.create_all(connection)
             version = str(SCHEMA_VERSION)
             connection.execute(

@@ -117,8 +117,9 @@ class JobStore:
         ).one_or_none()
         if job is None:
             fresh = {"state": JobState.QUEUED, "attempts": 0, "created_at": now, "queued_at": now, "transient": False}
-            connection.execute(sa.insert(jobs).values(image_id=image.id, digest=digest, **fresh))
-            return True
+            made = self._database.insert(jobs).values(image_id=image.id, digest=digest, **fresh)
+            made_by_us = made.on_conflict_do_nothing().returning(jobs.c.id)  # another watcher may be quicker
+            return connection.execute(made_by_us).one_or_none() is not None
         state = JobState(job.state)
         if state in OPEN:
             return False

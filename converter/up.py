@@ -17,6 +17,7 @@ import structlog
 
 from converter.broker import EmbeddedBroker, embedded_broker
 from converter.farm_config import sqlite_url
+from converter.farm_database import FarmDatabase
 from converter.farm_errors import FarmUsageError, StackError, StackRunningError, WishlistError
 from converter.processes import ChildProgram, Supervisor, wait_for
 from converter.wishlist import parse_wishlist
@@ -119,6 +120,7 @@ class Up:
             WishlistError: the wishlist has mistakes, or is for another repository.
             StackRunningError: the directory is in use.
             StackError: the address is taken, or a part does not start.
+            JobStoreError: the job database cannot be used.
         """
         self._directory.mkdir(mode=0o755, parents=True, exist_ok=True)
         with ExitStack() as blocks:
@@ -130,6 +132,7 @@ class Up:
             broker = self._broker()
             if broker is not None:
                 blocks.callback(broker.remove)
+            FarmDatabase(os.environ.get(f"{_PREFIX}DATABASE_URL") or sqlite_url(self._directory / DATABASE)).close()
             supervisor = Supervisor()
             blocks.callback(supervisor.stop)
             stack = Stack(directory=self._directory, name=name, url=_url(self._options.listen, bound))

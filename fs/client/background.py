@@ -12,6 +12,9 @@ from fs.errors import FsError, RefusedError
 from fs.runtime.errors import UnpackdError
 from fs.runtime.exits import Exit
 
+_LOG_BYTES = 16 << 20
+"""A log that is longer when a mount begins makes room for a new one."""
+
 Serve = Callable[[Callable[[], None]], None]
 """Mounts, calls its argument when the mount answers, and returns after it was unmounted."""
 
@@ -35,6 +38,8 @@ def start_in_background(serve: Serve, log_file: Path) -> int:
     """
     try:
         log_file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        if log_file.exists() and log_file.stat().st_size > _LOG_BYTES:
+            log_file.replace(log_file.with_suffix(".log.1"))
         log = os.open(log_file, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
     except OSError as error:
         raise RefusedError(f"the log file {log_file} cannot be written: {error.strerror}") from error

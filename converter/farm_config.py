@@ -12,7 +12,9 @@ from converter.job_rules import Rules
 class FarmSettings(BaseSettings):
     """Everything that can be set, the same for all processes of one farm."""
 
-    model_config = SettingsConfigDict(env_prefix="UNPACKD_CONVERTER_", frozen=True, extra="forbid")
+    model_config = SettingsConfigDict(
+        env_prefix="UNPACKD_CONVERTER_", env_ignore_empty=True, frozen=True, extra="forbid"
+    )
 
     database_url: str = Field(default="sqlite:///farm.sqlite", description="SQLAlchemy URL of the job database.")
     broker_url: str = Field(

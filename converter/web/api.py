@@ -136,7 +136,8 @@ def _requested(body: bytes) -> Wish:
         raise HTTPException(400, 'the body is {"reference": "registry/repository:tag"}')
     reference = Reference.parse(text)
     digest = None if reference.digest is None else str(reference.digest)
-    return Wish(reference.registry, reference.repository, reference.tag, digest, reference.scheme)
+    wish = Wish(reference.registry, reference.repository, reference.tag, digest, reference.scheme)
+    return Wish.parse(wish.reference)  # what is stored must be readable by the rules of wishlists too
 
 
 def _limit(request: Request, default: int) -> int:

@@ -20,7 +20,7 @@ import anyio.to_thread
 
 from converter import placement
 from converter.changeset import ChangeSet, decode, encode
-from converter.errors import ConverterError, CorruptLayerError, ImageRefusedError
+from converter.errors import ChangeSetError, ConverterError, CorruptLayerError, ImageRefusedError
 from converter.flatten import Tree, layer_alone, same_tree
 from converter.layer_fetching import fetch_layer
 from converter.limits import Limits
@@ -193,6 +193,7 @@ class _Conversion:
         self._limits = limits
         self._meter = meter
         self._layers_at_once = layers_at_once
+        self._notes: list[str] = []
         self._name = request.name or source.name
         self._platform = request.platform or Platform.parse(f"linux/{machine.machine()}")
 
@@ -248,10 +249,13 @@ class _Conversion:
             bytes_fetched=self._meter.bytes_fetched,
             entries=sum(len(layer.changes.entries) for layer in new),
             seconds=self._meter.seconds,
-            warnings=tuple(
-                f"layer {number} of {len(layers)}: {text}"
-                for number, layer in enumerate(layers, 1)
-                for text in layer.changes.warnings
+            warnings=(
+                *self._notes,
+                *(
+                    f"layer {number} of {len(layers)}: {text}"
+                    for number, layer in enumerate(layers, 1)
+                    for text in layer.changes.warnings
+                ),
             ),
         )
 
@@ -318,12 +322,16 @@ class _Conversion:
         ]
 
     def _stored_layer(self, digest: Digest, diff_id: Digest) -> ChangeSet | None:
-        """The change set of a layer that the repository has; None if it has not, or not of this program's version."""
+        """The change set of a layer that the repository has; None if it has none that this program can read."""
         view = self._repository.view()
         path = placement.change_set_path(str(digest))
         if view.lookup(path) is None or view.lookup(placement.layerfs_path(str(digest))) is None:
             return None
-        changes = decode(view.read(path, placement.CHANGE_SET_LIMIT_BYTES))
+        try:
+            changes = decode(view.read(path, placement.CHANGE_SET_LIMIT_BYTES))
+        except ChangeSetError as error:
+            self._notes.append(f"layer {digest} was read again: {error}")
+            return None
         if changes.diff_id != str(diff_id):
             raise CorruptLayerError(
                 f"layer {digest} has the DiffID {changes.diff_id}, but the config of {self._name} says {diff_id}"

@@ -19,6 +19,7 @@ from converter.changeset import decode
 from converter.pipeline import ConversionRequest, ConversionResult, Progress, convert_image
 from converter.placement import CHANGE_SET_LIMIT_BYTES, chain_ids, chain_path, change_set_path, layerfs_path
 from converter.sources import ImageSource, OpenSource, parse_source
+from fs.publish.operations import PutFile
 from fs.publish.repository import Repository
 from registry_proxy.oci.manifest import Descriptor
 from tests.support.images import Layout, Member, digest, directory, hardlink, make_layout, symlink
@@ -187,6 +188,20 @@ def test_second_image_with_the_same_layers_reads_none(target: Target, tmp_path: 
 
     assert (second["layers_total"], second["layers_converted"], second["changed"]) == (2, 0, True)
     assert target.names(str(second["flat_path"])) == ["app", "etc", "lib", "usr"]
+
+
+def test_layer_is_read_again_if_its_change_set_is_of_another_version(
+    target: Target, layout: Layout, tmp_path: Path
+) -> None:
+    target.image(layout.source)
+    path = change_set_path(digest(layout.layers[0]))
+    content = target.repository.ingester().add_bytes(b'{"version":99}')
+    target.repository.commit([PutFile(path, content)])
+
+    again = target.image(make_layout(tmp_path / "again", [BASE, APP], settings={"Cmd": ["/app"]}).source)
+
+    assert (again["layers_total"], again["layers_converted"]) == (2, 1)
+    assert decode(target.repository.view().read(path, CHANGE_SET_LIMIT_BYTES)).entries
 
 
 def test_one_commit_an_image(target: Target, layout: Layout) -> None:

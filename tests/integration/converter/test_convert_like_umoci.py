@@ -14,6 +14,7 @@ import anyio
 import pytest
 
 from converter.pipeline import ConversionRequest, convert_image
+from converter.placement import chain_ids, chain_path
 from converter.sources import parse_source
 from fs.publish.repository import Repository
 from tests.support.images import Layout, Member, digest, directory, hardlink, make_layout, symlink
@@ -177,6 +178,33 @@ def layout_of_tar(path: Path, tar: bytes) -> Layout:
         (path / "blobs" / "sha256" / digest(data).removeprefix("sha256:")).write_bytes(data)
     (path / "index.json").write_text(json.dumps(index))
     return Layout(path, layout.tag, manifest_bytes, config_bytes, (blob,))
+
+
+def test_layers_of_the_chain_stacked_by_the_kernel_are_the_flat_tree(repository: Repository, tmp_path: Path) -> None:
+    layout = make_layout(tmp_path / "stack", [*ODD, [Member(".wh..wh..opq"), directory("d", 0o711), Member("d/last")]])
+    flat = published(layout, repository, tmp_path / "flat")
+    view = repository.view()
+    stack = []
+    for number, chain in enumerate(chain_ids(json.loads(layout.config)["rootfs"]["diff_ids"])):
+        folder = tmp_path / f"layer-{number}"
+        link = chain_path(chain) + b"/layer"
+        materialise(view, os.path.normpath(os.path.join(os.path.dirname(link), view.readlink(link))), folder)
+        stack.insert(0, str(folder))
+    merged = tmp_path / "merged"
+    merged.mkdir()
+    command = ["mount", "-t", "overlay", "overlay", "-o", f"ro,lowerdir={':'.join(stack)}", merged]
+    subprocess.run(command, check=True, timeout=30)
+    try:
+        found = describe(merged)
+    finally:
+        subprocess.run(["umount", merged], check=True, timeout=30)
+
+    # a link that leads into a lower layer is a copy in an overlay, so link counts cannot be compared
+    assert differences(without_links(flat), without_links(found)) == []
+
+
+def without_links(tree: dict[bytes, Described]) -> dict[bytes, Described]:
+    return {path: replace(described, nlink=1, same_inode_as=None) for path, described in tree.items()}
 
 
 def random_layers(seed: int) -> list[list[Member]]:

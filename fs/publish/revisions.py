@@ -7,7 +7,7 @@ from datetime import datetime
 
 from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
 
-from fs.errors import AbsentError
+from fs.errors import AbsentError, HashSyntaxError
 from fs.format.catalog import Catalog, connect_bytes
 from fs.format.compression import inflate
 from fs.format.hashes import Hash, Suffix
@@ -83,3 +83,28 @@ def verified_manifest(store: ReadStore, keys: Sequence[RSAPublicKey], now: datet
     stored = store.get(named_certificate(envelope), Suffix.CERTIFICATE, limit_bytes=_MAX_CERTIFICATE_BYTES)
     pem = inflate(stored, limit_bytes=_MAX_CERTIFICATE_BYTES, name="certificate")
     return whitelist.certificate(pem).manifest(envelope)
+
+
+def named_revision(store: ReadStore, manifest: Manifest, name: str) -> Revision:
+    """The revision that a user calls *name*: a tag, a number, or the hash of a root catalog; in that order.
+
+    Raises:
+        AbsentError: there is none, or it was collected.
+    """
+    for tag in read_tags(store, manifest):
+        if tag.name == name:
+            return _read_revision(store, tag.root_catalog)
+    if name.isascii() and name.isdigit():
+        return find_revision(store, manifest, int(name))
+    try:
+        root = Hash.parse(name)
+    except HashSyntaxError as error:
+        raise AbsentError(f"there is no tag {name} in {manifest.name}") from error
+    return _read_revision(store, root)
+
+
+def _read_revision(store: ReadStore, root: Hash) -> Revision:
+    database = CatalogCache(store, limit_bytes=0).fetch(root)
+    with closing(connect_bytes(database)) as connection:
+        catalog = Catalog(connection)
+        return Revision(catalog.revision, root, len(database), catalog.last_modified_unix_s)

@@ -106,6 +106,8 @@ class LocalStore:
         except BaseException:
             os.unlink(staged)  # noqa: PTH108
             raise
+        with self._guard:
+            self._refreshed.discard((name, suffix))
         return True
 
     def claim(self, name: Hash, suffix: Suffix, *, stored_bytes: int | None = None) -> bool:
@@ -127,10 +129,12 @@ class LocalStore:
     def settle(self) -> None:
         """See ObjectWriter.settle: one ``syncfs`` of the whole file system instead of an fsync per object."""
         with self._guard:
-            refreshed, self._refreshed = self._refreshed, set()
+            refreshed = frozenset(self._refreshed)
         for name, suffix in refreshed:
-            if not self.has(name, suffix):
+            if not self.has(name, suffix):  # and it stays in the set until somebody puts it again
                 raise OvertakenError(f"object {name}{suffix.value} was collected as garbage while it was needed again")
+        with self._guard:
+            self._refreshed -= refreshed
         if not self._durable:
             return
         descriptor = os.open(self.root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)

@@ -122,6 +122,8 @@ class S3Store:
         else:
             self._put(path, stored, _OBJECT_TYPE, _FOR_EVER)
         self._remember(name, suffix, len(stored), self._clock())
+        with self._guard:
+            self._refreshed.discard((name, suffix))
         return True
 
     def claim(self, name: Hash, suffix: Suffix, *, stored_bytes: int | None = None) -> bool:
@@ -143,13 +145,12 @@ class S3Store:
     def settle(self) -> None:
         """See ObjectWriter.settle; an answered PUT is durable."""
         with self._guard:
-            refreshed, self._refreshed = self._refreshed, set()
-        with ThreadPoolExecutor(self._limits.connections) as pool:
-            for (name, suffix), found in zip(
-                refreshed, pool.map(lambda key: self.describe(*key), refreshed), strict=True
-            ):
-                if found is None:
-                    raise OvertakenError(f"object {name}{suffix.value} was collected while it was needed again")
+            refreshed = frozenset(self._refreshed)
+        for name, suffix in refreshed:  # few: a revision builds mostly on what is new
+            if self.describe(name, suffix) is None:  # and it stays in the set until somebody puts it again
+                raise OvertakenError(f"object {name}{suffix.value} was collected as garbage while it was needed again")
+        with self._guard:
+            self._refreshed -= refreshed
 
     def read_named(self, name: str, *, limit_bytes: int) -> bytes:
         """See NamedFiles.read_named."""

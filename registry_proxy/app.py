@@ -109,14 +109,14 @@ class Proxy:
         answer = await self._answer(request, target)
         answer.headers.update(_VERSION)
         kind = target.endpoint.value if target is not None else "other"
-        self.counters.count("requests_total", kind=kind, status=str(answer.status_code))
+        self.counters.count("requests_total", kind=kind, status=str(int(answer.status_code)))
         _log.info(
             "request",
             method=request.method,
             kind=kind,
             name=target.name[:255] if target is not None else "",
             item=target.item[:255] if target is not None else "",
-            status=answer.status_code,
+            status=int(answer.status_code),
             seconds=round(time.monotonic() - began_s, 4),
         )
         return answer

@@ -119,20 +119,24 @@ async def follow(
         previous, target = target, _redirected(target, location)
         if (previous.scheme, previous.host, previous.port) != (target.scheme, target.host, target.port):
             sent.pop("Authorization", None)
-    raise BadAnswerError(f"{httpx.URL(url).host} redirects more than {MAX_REDIRECTS} times")
+    raise BadAnswerError(f"{httpx.URL(url).netloc.decode()} redirects more than {MAX_REDIRECTS} times")
 
 
 def _redirected(source: httpx.URL, location: str) -> httpx.URL:
     try:
         target = source.join(location)
     except httpx.InvalidURL as error:
-        raise BadAnswerError(f"{source.host} redirects to something that is no address") from error
+        raise BadAnswerError(f"{source.netloc.decode()} redirects to something that is no address") from error
     if target.scheme not in ("http", "https") or not target.host or target.userinfo:
-        raise BadAnswerError(f"{source.host} redirects to something that is no address of a web server")
+        raise BadAnswerError(f"{source.netloc.decode()} redirects to something that is no address of a web server")
     if source.scheme == "https" and target.scheme != "https":
-        raise BadAnswerError(f"{source.host} redirects from https to http at {target.host}, which is refused")
+        raise BadAnswerError(
+            f"{source.netloc.decode()} redirects from https to http at {target.host}, which is refused"
+        )
     if is_inward(target.host) and not is_inward(source.host):
-        raise BadAnswerError(f"{source.host} redirects to {target.host} inside this machine, which is refused")
+        raise BadAnswerError(
+            f"{source.netloc.decode()} redirects to {target.host} inside this machine, which is refused"
+        )
     return target
 
 
@@ -220,7 +224,9 @@ def refuse_encoding(reply: httpx.Response, what: str) -> None:
     """
     encoding = reply.headers.get("Content-Encoding", "identity").strip().lower()
     if encoding not in ("", "identity"):
-        raise BadAnswerError(f"{reply.url.host} sends {what} with Content-Encoding {encoding[:40]!r}, unasked")
+        raise BadAnswerError(
+            f"{reply.url.netloc.decode()} sends {what} with Content-Encoding {encoding[:40]!r}, unasked"
+        )
 
 
 async def paced(reply: httpx.Response, patience: Patience) -> AsyncGenerator[bytes, None]:
@@ -243,7 +249,7 @@ async def paced(reply: httpx.Response, patience: Patience) -> AsyncGenerator[byt
             if waited_s >= patience.low_speed_window_s:
                 if arrived_bytes < patience.low_speed_bytes_s * waited_s:
                     raise UnreachableError(
-                        f"{reply.url.host} sends less than {patience.low_speed_bytes_s} bytes a second"
+                        f"{reply.url.netloc.decode()} sends less than {patience.low_speed_bytes_s} bytes a second"
                     )
                 waited_s, arrived_bytes = 0.0, 0
             yield piece

@@ -32,7 +32,7 @@ class Fault:
     Actions: ``status`` (value: number), ``cut`` (value: bytes of the body before the connection is closed), ``reset``,
     ``flip`` (value: offset of the byte), ``length`` (value: how many bytes too many are announced), ``drip`` (value:
     bytes a second), ``wait`` (value: seconds before the answer), ``whole`` (ranges are ignored), ``type``,
-    ``encoding``, ``location`` (text), ``other`` (text: the body), ``no-digest``, ``empty``.
+    ``encoding``, ``location`` (text), ``other`` (text: the body), ``no-digest``, ``empty``, ``headers``.
     """
 
     kind: Kind
@@ -121,8 +121,7 @@ def bad_registry() -> Iterator[BadRegistry]:
     class Handler(_Handler):
         content = registry
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.daemon_threads = True
+    server = _Server(("127.0.0.1", 0), Handler)
     registry.host = f"127.0.0.1:{server.server_address[1]}"
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
     thread.start()
@@ -132,6 +131,14 @@ def bad_registry() -> Iterator[BadRegistry]:
         server.shutdown()
         server.server_close()
         thread.join(5)
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+    request_queue_size = 128
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        """Clients that go away are part of the tests."""
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -248,6 +255,8 @@ class _Handler(BaseHTTPRequestHandler):
         if "location" in faults:
             status, body = 307, b""
             headers["Location"] = faults["location"].text
+        if "headers" in faults:
+            headers.update(faults["headers"].headers)
         if "type" in faults:
             headers["Content-Type"] = faults["type"].text
         if "encoding" in faults:

@@ -30,8 +30,9 @@ class SnapshotterSettings(BaseSettings):
     root: Path = Field(DEFAULT_ROOT, description="Directory for writable layers and the database.")
     layer_timeout_s: float = Field(5.0, gt=0, le=60, description="Limit of one look at the repository.")
     by_layer_digest: bool = Field(
-        default=True,
-        description="Serve layers by the label cri.layer-digest from a repository that has no ChainIDs.",
+        default=False,
+        description="Serve layers by the label cri.layer-digest from a repository that has no ChainIDs (DUCC's). "
+        "Only where containerd sets that label itself: else an image's author can claim another layer's ChainID.",
     )
 
     @field_validator("mountpoint", "address", "root")

@@ -175,6 +175,11 @@ def test_layers_by_digest_where_the_repository_has_no_chains(own_service: tuple[
     repository.layer(blob.removeprefix("sha256:"), {"a": "1"})
     repository.layer(other.removeprefix("sha256:"), {"b": "2"})
     with service.started() as client:
+        assert not ask(client, diff_id, "", "default", **{LAYER: blob}), "who sets the label is not known"
+    config = service.folder / "c.toml"
+    config.write_text("[snapshotter]\nby_layer_digest = true\n")
+    service.options = ("--config", str(config))
+    with service.started() as client:
         assert not ask(client, diff_id, "", "0")
         assert ask(client, diff_id, "", "1", **{LAYER: blob})
         assert target(client, diff_id, "") == diff_id

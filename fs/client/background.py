@@ -90,7 +90,7 @@ def _become_daemon(serve: Serve, log: int, writing: int) -> NoReturn:
 
 def _close_others(keep: int) -> None:
     """Close what was inherited, so that nobody waits for the end of a pipe that a daemon holds."""
-    for name in os.listdir("/proc/self/fd"):  # noqa: PTH208
+    for name in os.listdir("/proc/self/fd"):  # noqa: PTH208  # numbers, not paths
         number = int(name)
         if number > 2 and number != keep:  # noqa: PLR2004  # the standard streams
             try:

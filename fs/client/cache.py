@@ -246,10 +246,10 @@ class ObjectCache:
         """Put the finished file *temporary* in its place."""
         place = self._path(text)
         try:
-            os.rename(temporary, place)  # noqa: PTH104
+            os.rename(temporary, place)  # noqa: PTH104  # one system call
         except FileNotFoundError:
-            os.makedirs(os.path.dirname(place), mode=0o700, exist_ok=True)  # noqa: PTH103, PTH120
-            os.rename(temporary, place)  # noqa: PTH104
+            os.makedirs(os.path.dirname(place), mode=0o700, exist_ok=True)  # noqa: PTH103, PTH120  # names are text here
+            os.rename(temporary, place)  # noqa: PTH104  # one system call
         self._forget(text)
         self._sizes[text] = file_bytes
         self._used_bytes += file_bytes
@@ -307,7 +307,7 @@ class CacheWriter:
         if self._descriptor >= 0:
             os.close(self._descriptor)
             self._descriptor = -1
-            os.unlink(self._path)  # noqa: PTH108
+            os.unlink(self._path)  # noqa: PTH108  # one system call
 
     @property
     def size_bytes(self) -> int:

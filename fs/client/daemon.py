@@ -232,7 +232,7 @@ async def _wait_for_answer(mountpoint: Path) -> None:
     """Return when the kernel gives our root directory at *mountpoint*. Raises MountError."""
 
     def stat() -> None:
-        os.listdir(mountpoint)  # noqa: PTH208
+        os.listdir(mountpoint)  # noqa: PTH208  # only whether it answers
 
     try:
         with anyio.fail_after(_ANSWER_TIMEOUT_S):

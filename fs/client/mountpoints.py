@@ -156,4 +156,6 @@ def unmount(mountpoint: Path, *, is_lazy: bool) -> Mount:
     deadline = time.monotonic() + (0 if is_lazy else _END_TIMEOUT_S)
     while is_served(mounted) and time.monotonic() < deadline:
         time.sleep(0.02)
+    if not is_served(mounted):
+        control_socket(mountpoint, mounted.uid).unlink(missing_ok=True)  # a daemon that was killed left it
     return mounted

@@ -3,6 +3,7 @@
 import fcntl
 import http.client
 import os
+import shlex
 import signal
 import socket
 import sys
@@ -63,7 +64,7 @@ class Stack:
         where = f"/cvmfs/{self.name}"
         return (
             f"mkdir -p {where} && unpackd mount {self.name} {where} --url {self.repository_url} "
-            f"--pubkey {self.public_key}"
+            f"--pubkey {shlex.quote(str(self.public_key))}"
         )
 
     def as_json(self) -> dict[str, str]:

@@ -31,6 +31,16 @@ class DigestSyntaxError(ProxyError):
         self.text = text
 
 
+class PlatformSyntaxError(ProxyError):
+    """Text that is not a platform."""
+
+    exit = Exit.USAGE
+
+    def __init__(self, text: str) -> None:
+        super().__init__(f"{text!r} is not a platform such as linux/amd64")
+        self.text = text
+
+
 class ManifestError(ProxyError):
     """A manifest, index or config that is malformed, ambiguous or larger than its limit."""
 

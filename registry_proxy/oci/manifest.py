@@ -10,7 +10,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NoReturn, Self
 
-from registry_proxy.errors import DigestSyntaxError, ManifestError, PlatformAbsentError, UnsupportedManifestError
+from registry_proxy.errors import (
+    DigestSyntaxError,
+    ManifestError,
+    PlatformAbsentError,
+    PlatformSyntaxError,
+    UnsupportedManifestError,
+)
 from registry_proxy.oci import media_types
 from registry_proxy.oci.digest import Digest
 
@@ -43,7 +49,7 @@ class Platform:
         """Read ``os/architecture[/variant]``; the kernel's words for architectures are understood too.
 
         Raises:
-            ManifestError: *text* has another form.
+            PlatformSyntaxError: *text* has another form.
         """
         match text.lower().split("/"):
             case [os, architecture] if os and architecture:
@@ -51,7 +57,7 @@ class Platform:
             case [os, architecture, variant] if os and architecture and variant:
                 return cls(os, _ARCHITECTURES.get(architecture, architecture), variant)
             case _:
-                raise ManifestError(f"{text!r} is not a platform such as linux/amd64")
+                raise PlatformSyntaxError(text)
 
     @property
     def exact_variant(self) -> str:

@@ -5,7 +5,7 @@ import http.client
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -53,7 +53,7 @@ class Proxy:
 
     port: int
     directory: Path
-    tags: dict[str, str] = field(default_factory=dict)
+    kill: Callable[[], None] = lambda: None
 
     @property
     def host(self) -> str:

@@ -1,17 +1,22 @@
 """Real clients and a real registry, with the command as it is started by users."""
 
+import base64
+import http.client
 import json
 import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from tests.integration.registry_proxy.conftest import Proxy
+from tests.support.bad_registry import Fault, bad_registry, digest_of
 from tests.support.images import Layout, Member, directory, make_layout
 from tests.support.processes import free_port, listens, require_tool, running, unmount_below, wait_until
 from tests.support.registry import Registry, run_registry
@@ -20,20 +25,27 @@ UNPACKD = Path(sys.executable).with_name("unpackd")
 
 
 @contextmanager
-def command(folder: Path, upstream: str) -> Iterator[Proxy]:
-    """``unpackd proxy`` in front of *upstream*, called ``up``."""
+def command(folder: Path, upstream: str, settings: str = "") -> Iterator[Proxy]:
+    """``unpackd proxy`` in front of *upstream*, called ``up``, with more *settings* for that."""
     port = free_port()
     config = folder / "proxy.toml"
     config.write_text(
         f'[proxy]\nlisten = "127.0.0.1:{port}"\ndirectory = "{folder}/cache"\ntag_ttl_s = 0\n'
-        f'[[proxy.upstreams]]\nname = "up"\nurl = "{upstream}"\n'
+        f'[[proxy.upstreams]]\nname = "up"\nurl = "{upstream}"\n{settings}'
     )
     with running([UNPACKD, "proxy", "--config", config], folder / "proxy.log") as process:
         wait_until(lambda: listens(port) or process.poll() is not None, "the start of unpackd proxy")
         assert process.poll() is None, (folder / "proxy.log").read_text()
-        yield Proxy(port, folder / "cache")
-        process.send_signal(signal.SIGTERM)
-        assert process.wait(10) == 0
+        is_killed: list[bool] = []
+
+        def kill() -> None:
+            is_killed.append(True)
+            process.kill()
+
+        yield Proxy(port, folder / "cache", kill)
+        if not is_killed:
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(10) == 0
 
 
 @pytest.fixture
@@ -76,6 +88,58 @@ def test_skopeo_pulls_by_prefix_and_again_with_the_registry_off(layout: Layout, 
         assert done.returncode == 0, done.stderr.decode()
         assert "stale: upstream" in proxy.get("/v2/t/a/manifests/1").headers["warning"]
         assert skopeo("copy", f"docker://{proxy.host}/up/t/b:1", f"dir:{tmp_path}/none").returncode != 0
+
+
+def test_kill_leaves_nothing_unverified_and_the_download_goes_on(tmp_path: Path) -> None:
+    data = os.urandom(8_000_000)
+    path = f"/v2/t/a/blobs/{digest_of(data)}"
+    with bad_registry() as upstream:
+        upstream.add_blob("t/a", data)
+        upstream.faults = [Fault("blobs", "drip", 8e6)]
+        with command(tmp_path, upstream.url) as proxy, ThreadPoolExecutor(1) as pool:
+            answer = pool.submit(proxy.get, path)
+            partial = proxy.directory / "partial" / digest_of(data).replace(":", "-")
+            wait_until(lambda: partial.exists() and partial.stat().st_size > 1_000_000, "a part of the blob")
+            proxy.kill()
+            assert not answer.result(20).is_whole
+        assert proxy.stored() == []
+        left = partial.stat().st_size
+        upstream.faults = []
+        upstream.seen.clear()
+
+        with command(tmp_path, upstream.url) as proxy:
+            assert proxy.get(path).body == data
+        assert [one.headers.get("Range") for one in upstream.seen] == [f"bytes={left}-"]
+
+
+def test_kept_connections_are_answered_at_once(tmp_path: Path) -> None:
+    with bad_registry() as upstream, command(tmp_path, upstream.url) as proxy:
+        connection = http.client.HTTPConnection("127.0.0.1", proxy.port, timeout=10)
+        began_s = time.monotonic()
+        for _ in range(20):
+            connection.request("GET", "/v2/")
+            connection.getresponse().read()
+        took_s = time.monotonic() - began_s
+        connection.close()
+
+    assert took_s < 0.5  # 40 ms each if the last packet waits for an acknowledgement
+
+
+def test_secrets_are_not_logged(tmp_path: Path) -> None:
+    password, token = "very-secret-password", "very-secret-token"
+    with bad_registry() as upstream:
+        upstream.add_image("t/a", "1", [b"x"])
+        upstream.token = token
+        encoded = base64.b64encode(f"me:{password}".encode()).decode()
+        (tmp_path / "config.json").write_text(json.dumps({"auths": {upstream.host: {"auth": encoded}}}))
+        with command(tmp_path, upstream.url, f'credentials = "{tmp_path}/config.json"\n') as proxy:
+            assert proxy.get("/v2/t/a/manifests/1").status == 200
+            upstream.faults = [Fault("token", "status", 403)]
+            upstream.token = "another"
+            assert proxy.get("/v2/t/a/manifests/2").status == 403
+            shown = (tmp_path / "proxy.log").read_text() + proxy.get("/metrics").body.decode()
+    assert '"status": 403' in shown
+    assert not any(secret in shown for secret in (password, token, encoded))
 
 
 @pytest.mark.root

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from registry_proxy.errors import ManifestError, PlatformAbsentError, UnsupportedManifestError
+from registry_proxy.errors import ManifestError, PlatformAbsentError, PlatformSyntaxError, UnsupportedManifestError
 from registry_proxy.oci import media_types
 from registry_proxy.oci.manifest import (
     MAX_MANIFEST_BYTES,
@@ -191,6 +191,12 @@ def test_attestations_are_not_images() -> None:
 
     with pytest.raises(PlatformAbsentError, match="linux/amd64"):
         select_platform(parsed, Platform.parse("linux/arm64"))
+
+
+@pytest.mark.parametrize("text", ["", "linux", "linux/", "/amd64", "linux/arm/v7/x", "linux//v7"])
+def test_a_wrong_platform_is_refused(text: str) -> None:
+    with pytest.raises(PlatformSyntaxError):
+        Platform.parse(text)
 
 
 def test_a_config_is_read() -> None:

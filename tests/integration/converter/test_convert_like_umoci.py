@@ -242,9 +242,11 @@ def random_layers(seed: int) -> list[list[Member]]:
     ]
 
 
-@pytest.mark.parametrize("seed", range(int(os.environ.get("UMOCI_SEEDS", "40"))))
-def test_random_images(repository: Repository, tmp_path: Path, seed: int) -> None:
-    layout = make_layout(tmp_path / "layout", random_layers(seed))
+@pytest.mark.parametrize("batch", range(int(os.environ.get("UMOCI_BATCHES", "6"))))
+def test_random_images(repository: Repository, tmp_path: Path, batch: int) -> None:
+    compared = 0
+    for seed in range(batch * 8, batch * 8 + 8):
+        folder = tmp_path / str(seed)
+        compared += compare(make_layout(folder / "layout", random_layers(seed)), repository, folder)
 
-    if not compare(layout, repository, tmp_path):
-        pytest.skip("umoci refuses this one")
+    assert compared > 0  # umoci refuses some of them

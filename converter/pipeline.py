@@ -26,9 +26,11 @@ from converter.layer_fetching import fetch_layer
 from converter.limits import Limits
 from converter.placement import LayerDescription, NewChain, NewLayer, Placement, SourceRecord
 from converter.sources import FoundImage, ImageSource, OpenSource
+from fs.errors import RefusedError
 from fs.format.tree import Content, Node
 from fs.publish.repository import Repository
 from fs.publish.view import View
+from fs.rootfs.erofs import build_metadata_image
 from fs.runtime.errors import UnpackdError
 from registry_proxy.oci import media_types
 from registry_proxy.oci.digest import Digest
@@ -368,6 +370,7 @@ class _Conversion:
                     new_chains=new_chains,
                     flat=flat,
                     flat_chain=chains[-1] if chains and not has_flat else None,
+                    root_images=self._root_images(view, chains[-1], tree, record.config) if chains else {},
                     image_files=self._image_files(view, found, config, layers, tree),
                     ducc_manifest=self._put(self._ducc_manifest(found, layers)),
                     record=self._put(record.encode()),
@@ -393,6 +396,25 @@ class _Conversion:
             parent = chains[number - 1] if number else None
             new_chains[chain] = NewChain(layer=digest, parent=parent, own_layer=own)
         return tree.root, new_chains
+
+    def _root_images(self, view: View, chain: str, tree: Node, config: str) -> dict[str, Content]:
+        """The metadata image of the chain *chain*, whose tree is *tree*; nothing if it is there or cannot be made."""
+        if view.lookup(placement.root_image_path(chain)) is not None:
+            return {}
+        link = placement.chain_path(chain) + b"/flat"
+        flat = placement.flat_path(config)
+        if view.lookup(link) is not None:  # another image with the same layers was first
+            flat = placement.linked_flat_path(view.readlink(link))
+
+        def data_path(path: bytes, node: Node) -> bytes | None:
+            return flat + path if node.content is not None and node.content.size else None
+
+        try:
+            image = build_metadata_image(tree, data_path)
+        except RefusedError as error:  # nodes use the tree itself then
+            self._notes.append(f"the root file system has no metadata image: {error}")
+            return {}
+        return {chain: self._put(image)}
 
     def _new_layers(self, layers: Sequence[_Layer]) -> dict[str, NewLayer]:
         now = datetime.now(UTC)

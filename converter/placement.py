@@ -61,6 +61,17 @@ def chain_path(chain: str) -> bytes:
     return placed(CHAINS, chain)
 
 
+def root_image_path(chain: str) -> bytes:
+    """The EROFS image that holds the metadata of the root file system of the ChainID *chain*."""
+    return chain_path(chain) + b"/rootfs.erofs"
+
+
+def linked_flat_path(target: bytes) -> bytes:
+    """The flat tree to which the link ``flat`` of a chain with that *target* leads."""
+    digits = target.rpartition(b"/")[2]
+    return b"/".join((FLAT, digits[:_FAN_OUT], digits))
+
+
 def image_path(manifest: str) -> bytes:
     """The directory of the image with the manifest digest *manifest*."""
     return placed(IMAGES, manifest)
@@ -252,7 +263,8 @@ class Placement:
     origins: Mapping[str, Content]  # origin.json by digest of the blob
     new_chains: Mapping[str, NewChain]  # by ChainID
     flat: Subtree | None
-    flat_chain: str | None  # ChainID of the whole image; None for an image without layers
+    flat_chain: str | None  # ChainID of the whole image, to be linked to its tree; None if it is, or has no layers
+    root_images: Mapping[str, Content] = field(default_factory=dict)  # rootfs.erofs by ChainID
     image_files: Mapping[bytes, Content] = field(default_factory=dict)  # of .unpackd/images, by name
     ducc_manifest: Content
     record: Content  # source.json
@@ -287,6 +299,7 @@ def operations(placement: Placement) -> list[Operation]:
     if placement.flat_chain is not None:
         link = chain_path(placement.flat_chain) + b"/flat"
         done.append(PutSymlink(link, relative_target(link, flat_path(config))))
+    done += [PutFile(root_image_path(chain), content) for chain, content in placement.root_images.items()]
     done += [PutFile(image + b"/" + name, content) for name, content in placement.image_files.items()]
     done.append(PutFile(METADATA + public_path(placement.name) + b"/manifest.json", placement.ducc_manifest))
     done.append(PutFile(record_path(placement.name), placement.record))

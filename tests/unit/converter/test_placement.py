@@ -114,6 +114,7 @@ def test_public_symlink_comes_last_and_parents_begin_catalogs() -> None:
             new_chains={CHAIN: NewChain(layer=LAYER, parent=None, own_layer=None)},
             flat=None,
             flat_chain=CHAIN,
+            root_images={CHAIN: SOME},
             image_files={b"manifest.json": SOME},
             ducc_manifest=SOME,
             record=SOME,
@@ -128,3 +129,5 @@ def test_public_symlink_comes_last_and_parents_begin_catalogs() -> None:
     chain = b"/.unpackd/chains/9c/" + b"9c" * 32
     assert links[chain + b"/layer"] == b"../../../../.layers/1a/" + b"1a" * 32 + b"/layerfs"
     assert links[chain + b"/flat"] == b"../../../../.flat/c0/" + b"c0" * 32
+    assert placement.linked_flat_path(links[chain + b"/flat"]) == placement.flat_path(CONFIG)
+    assert PutFile(chain + b"/rootfs.erofs", SOME) in made

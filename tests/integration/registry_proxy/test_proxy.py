@@ -425,15 +425,14 @@ def test_ranges(bad: BadRegistry, proxy: Proxy, is_cached: bool) -> None:
         proxy.get(BLOB)
     size = len(DATA)
     for asked, part in {
-        "bytes=10-19": DATA[10:20],
-        f"bytes={size - 5}-": DATA[-5:],
-        "bytes=-7": DATA[-7:],
-        f"bytes={size - 3}-{size + 100}": DATA[-3:],
+        "bytes=10-19": range(10, 20),
+        f"bytes={size - 5}-": range(size - 5, size),
+        "bytes=-7": range(size - 7, size),
+        f"bytes={size - 3}-{size + 100}": range(size - 3, size),
     }.items():
         got = proxy.get(BLOB, Range=asked)
-        start = DATA.index(part)
-        assert (got.status, got.body) == (206, part)
-        assert got.headers["content-range"] == f"bytes {start}-{start + len(part) - 1}/{size}"
+        assert (got.status, got.body) == (206, DATA[part.start : part.stop])
+        assert got.headers["content-range"] == f"bytes {part.start}-{part.stop - 1}/{size}"
     for asked in ("bytes=-0", f"bytes={size}-", "bytes=500-0"):
         got = proxy.get(BLOB, Range=asked)
         assert (got.status, got.headers["content-range"]) == (416, f"bytes */{size}")

@@ -19,16 +19,16 @@ if TYPE_CHECKING:
     from fs.format.history import Tag
     from fs.format.manifest import Manifest
     from fs.publish.check import Verdict
-    from fs.store.base import ReadStore
-    from fs.store.local import LocalStore
+    from fs.store.base import ReadStore, TendedStore
 
 _PERCENT = 100.0
 _STOP_AFTER_S = 2
 
 app = typer.Typer(no_args_is_help=True, help="Make, serve, look at and look after a repository.")
 
-Storage = Annotated[str, typer.Option(help="Directory of the repository's storage.")]
-AnyStorage = Annotated[str | None, typer.Option(help="Directory of the repository's storage.")]
+_STORAGE_HELP = "Where the repository is stored: a directory, or s3://BUCKET/PREFIX?endpoint=URL&region=NAME."
+Storage = Annotated[str, typer.Option(help=_STORAGE_HELP)]
+AnyStorage = Annotated[str | None, typer.Option(help=_STORAGE_HELP)]
 Url = Annotated[list[str] | None, typer.Option("--url", help="Or its URL; several with commas or repeated.")]
 Pubkey = Annotated[
     Path | None, typer.Option(exists=True, dir_okay=False, help="Public key of the repository; needed with --url.")
@@ -78,10 +78,13 @@ def serve(
     from fs.publish.repository import read_manifest
     from fs.runtime.logs import configure_logging
     from fs.runtime.serving import listening_socket
+    from fs.store.local import LocalStore
 
     with command_errors():
         host, port = _address(listen)
         store = _store(storage)
+        if not isinstance(store, LocalStore):
+            raise UsageError(f"{storage} is served by its own server; this command serves directories")
         name = read_manifest(store).name
         configure_logging()
         config = uvicorn.Config(
@@ -328,10 +331,10 @@ def _source(storage: str | None, url: list[str] | None, pubkey: Path | None) -> 
             yield store, verified_manifest(store, load_public_keys(pubkey.read_bytes()), datetime.now(UTC))
 
 
-def _store(storage: str) -> "LocalStore":
-    from fs.publish.repository import local_store
+def _store(storage: str) -> "TendedStore":
+    from fs.store.places import open_storage
 
-    return local_store(storage)
+    return open_storage(storage).store
 
 
 def _address(listen: str) -> tuple[str, int]:

@@ -1,12 +1,14 @@
 """The writer's view of one repository: ingest, prepare, commit, read."""
 
 import json
+import os
 import re
+import socket
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -19,7 +21,7 @@ from fs.format.hashes import Algorithm, Hash, Suffix
 from fs.format.history import MAGIC_TAGS, TRUNK, TRUNK_PREVIOUS, History, Tag, check_tag_name, create_history
 from fs.format.manifest import MAX_MANIFEST_BYTES, Manifest
 from fs.format.paths import ROOT
-from fs.format.reflog import ReferenceType, add_references, create_reflog
+from fs.format.reflog import ReferenceType, add_references, create_reflog, references
 from fs.format.signature import SignedText, sign_raw, sign_with_digest
 from fs.format.tree import Content, Node
 from fs.format.whitelist import MAX_WHITELIST_BYTES, Whitelist
@@ -27,12 +29,13 @@ from fs.publish.catalogs import CatalogOptions, StoredCatalog, Subtree, publish_
 from fs.publish.draft import Draft
 from fs.publish.ingest import Codec, DedupIndex, Ingester, store_empty
 from fs.publish.keys import Keys, create_keys, load_keys
+from fs.publish.leases import HeldLease, LeaseKeeper, holding
 from fs.publish.lock import exclusive
 from fs.publish.operations import Operation
 from fs.publish.transaction import Base, Transaction, apply_all
 from fs.publish.view import CatalogCache, View
 from fs.store.base import ReadStore, Store
-from fs.store.local import LocalStore
+from fs.store.places import Storage, open_storage
 
 MANIFEST = ".cvmfspublished"
 WHITELIST = ".cvmfswhitelist"
@@ -65,6 +68,7 @@ class Settings:
     catalogs: CatalogOptions = field(default_factory=CatalogOptions)
     ttl_s: int | None = None  # None: as it was
     clock: Callable[[], float] = time.time  # Unix seconds
+    leases: LeaseKeeper | None = None  # needed if writers of several machines publish to one storage
 
 
 class Repository:
@@ -96,6 +100,8 @@ class Repository:
         self._clock = self._settings.clock
         self._cache = CatalogCache(store)
         self._guard = threading.Lock()
+        self._lease: HeldLease | None = None  # these two belong to whoever is in _locked
+        self._base: bytes | None = None  # the manifest that is to be replaced
         self._ingester: Ingester | None = None
         self._view: View | None = None
 
@@ -110,13 +116,13 @@ class Repository:
         """
         if not _NAME.fullmatch(name):
             raise RefusedError(f"{name!r} cannot name a repository: up to 60 of letters, digits and . _ - can")
-        store = local_store(storage, durable=durable)
-        _refuse_if_there(store)
-        store.prepare()
+        place = open_storage(storage, durable=durable)
+        _refuse_if_there(place)
+        place.prepare()
         now = datetime.now(UTC)
-        made = cls(name, store, create_keys(keys, name, now), private=store.private, settings=settings)
+        made = cls(name, place.store, create_keys(keys, name, now), private=place.private, settings=settings)
         with made._locked(DEFAULT_TIMEOUT_S):
-            _refuse_if_there(store)  # whoever made it while this one waited
+            _refuse_if_there(place)  # whoever made it while this one waited
             made._publish_first()
         return made
 
@@ -130,12 +136,12 @@ class Repository:
             AbsentError: there is no repository, or a key is missing.
             RefusedError: it has another name, or others may read a key.
         """
-        store = local_store(storage, durable=durable)
-        manifest = read_manifest(store)
+        place = open_storage(storage, durable=durable)
+        manifest = read_manifest(place.store)
         if manifest.name != name:
-            raise RefusedError(f"the repository in {store.root} is {manifest.name}, not {name}")
-        store.prepare()
-        return cls(name, store, load_keys(keys, name), private=store.private, settings=settings)
+            raise RefusedError(f"the repository in {place.shown} is {manifest.name}, not {name}")
+        place.prepare()
+        return cls(name, place.store, load_keys(keys, name), private=place.private, settings=settings)
 
     @property
     def revision(self) -> int:
@@ -226,6 +232,45 @@ class Repository:
         )
         return Commit(revision, root.hash, changed=True)
 
+    def rollback(self, root: Hash, *, timeout_s: float = DEFAULT_TIMEOUT_S) -> Commit:
+        """Publish a new revision with the content of an older one, whose root catalog is *root*.
+
+        Raises:
+            AbsentError: that revision was collected.
+            LockedError: another writer held the lock all the time.
+        """
+        with self._locked(timeout_s):
+            manifest = read_manifest(self._store)
+            if root == manifest.root_catalog:
+                return Commit(manifest.revision, root, changed=False)
+            # what the reflog does not name any more may be losing its objects at this moment
+            if root not in self._reflog() or not self._store.claim(root, Suffix.CATALOG):
+                raise AbsentError(f"the revision with the root catalog {root} was collected as garbage")
+            revision, now_s = manifest.revision + 1, self._now_ns(manifest) // 1_000_000_000
+            draft = Draft.of_stored(self._cache.fetch(root), ROOT, None)
+            stored = self._keep(
+                manifest.root_catalog.algorithm,
+                draft.finish(
+                    revision=revision,
+                    last_modified_unix_s=now_s,
+                    previous=manifest.root_catalog,
+                    ttl_s=manifest.ttl_s,
+                ),
+            )
+            changed = replace(
+                manifest,
+                root_catalog=stored.hash,
+                catalog_size=stored.size,
+                revision=revision,
+                published_unix_s=now_s,
+            )
+            self._publish(changed, [_tag(TRUNK, stored, revision, now_s)])
+            return Commit(revision, stored.hash, changed=True)
+
+    def _reflog(self) -> Collection[Hash]:
+        with closing(connect_bytes(self._store.read_named(REFLOG, limit_bytes=MAX_REFLOG_BYTES))) as connection:
+            return references(connection)
+
     def view(self) -> View:
         """A reader of the newest revision; cheap to ask for again and again."""
         manifest = read_manifest(self._store)
@@ -270,8 +315,22 @@ class Repository:
         self._store.replace_named(WHITELIST, sign_raw(whitelist.encode(), self._keys.master, algorithm))
         return expires
 
-    def _locked(self, timeout_s: float) -> AbstractContextManager[None]:
-        return exclusive(self._private / "lock", timeout_s=timeout_s)
+    @contextmanager
+    def _locked(self, timeout_s: float) -> Iterator[None]:
+        """Keep other writers out: those of this machine by a file lock, those of others by a lease."""
+        with exclusive(self._private / "lock", timeout_s=timeout_s), self._leased(timeout_s) as lease:
+            self._lease = lease
+            try:
+                self._base = self._store.read_named(MANIFEST, limit_bytes=MAX_MANIFEST_BYTES)
+            except AbsentError:
+                self._base = None
+            yield
+
+    def _leased(self, timeout_s: float) -> AbstractContextManager[HeldLease | None]:
+        keeper = self._settings.leases
+        if keeper is None:
+            return nullcontext()
+        return holding(keeper, self.name, ROOT, owner=_owner(), timeout_s=timeout_s)
 
     def _publish_first(self) -> None:
         codec = self._settings.codec
@@ -312,7 +371,7 @@ class Repository:
             (ReferenceType.METAINFO, manifest.metainfo),
         ]
         now_s = self._now_ns(manifest) // 1_000_000_000
-        reflog = self._next_reflog([(kind, name) for kind, name in known if name is not None], now_s)
+        old_reflog, reflog = self._next_reflog([(kind, name) for kind, name in known if name is not None], now_s)
         published = replace(
             manifest,
             certificate=certificate,
@@ -322,9 +381,12 @@ class Repository:
         )
         envelope = sign_with_digest(published.encode(), self._keys.repository, algorithm)
         self._store.settle()
+        if self._lease is not None:
+            self._lease.check()
+        # swapped, not replaced: a writer that was held up, and lost its lock meanwhile, must not undo what came after;
         # the reflog may name more than is visible, never less; so it goes first
-        self._store.replace_named(REFLOG, reflog)
-        self._store.replace_named(MANIFEST, envelope)
+        self._store.swap_named(REFLOG, reflog, expected=old_reflog)
+        self._store.swap_named(MANIFEST, envelope, expected=self._base)
 
     def _store_history(self, manifest: Manifest, tags: Sequence[Tag], removed: str | None) -> Hash:
         if manifest.history is None:
@@ -351,16 +413,19 @@ class Repository:
         self._store.put(name, Suffix.HISTORY, stored)
         return name
 
-    def _next_reflog(self, published: Sequence[tuple[ReferenceType, Hash]], now_s: int) -> bytes:
+    def _next_reflog(self, published: Sequence[tuple[ReferenceType, Hash]], now_s: int) -> tuple[bytes | None, bytes]:
+        """The reflog as it is and as it will be."""
+        old: bytes | None = None
         try:
-            connection = connect_bytes(self._store.read_named(REFLOG, limit_bytes=MAX_REFLOG_BYTES))
+            old = self._store.read_named(REFLOG, limit_bytes=MAX_REFLOG_BYTES)
+            connection = connect_bytes(old)
             connection.execute("PRAGMA query_only=OFF")
         except AbsentError:
             connection = sqlite3.connect(":memory:", isolation_level=None)
             create_reflog(connection, self.name)
         try:
             add_references(connection, published, now_s)
-            return connection.serialize()
+            return old, connection.serialize()
         finally:
             connection.close()
 
@@ -383,9 +448,10 @@ class Repository:
         return max(int(self._clock() * 1e9), manifest.published_unix_s * 1_000_000_000)
 
 
-def _refuse_if_there(store: LocalStore) -> None:
-    if (store.root / MANIFEST).exists():
-        raise RefusedError(f"there is a repository in {store.root} already")
+def _refuse_if_there(place: Storage) -> None:
+    with suppress(AbsentError):
+        place.store.read_named(MANIFEST, limit_bytes=MAX_MANIFEST_BYTES)
+        raise RefusedError(f"there is a repository in {place.shown} already")
 
 
 def read_manifest(store: ReadStore) -> Manifest:
@@ -438,8 +504,6 @@ def _metainfo() -> bytes:
     return json.dumps(document, indent=2).encode()
 
 
-def local_store(storage: str, *, durable: bool = True) -> LocalStore:
-    """The store that *storage* names. Raises RefusedError if it is not a directory's path."""
-    if "://" in storage:
-        raise RefusedError(f"{storage}: only directories can be published to so far")
-    return LocalStore(Path(storage), durable=durable)
+def _owner() -> str:
+    """Who holds a lease, for whoever waits for it."""
+    return f"process {os.getpid()} on {socket.gethostname()}"

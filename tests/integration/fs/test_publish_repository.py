@@ -322,8 +322,8 @@ def test_there_is_one_repository_in_a_storage(repository: Repository, tmp_path: 
         Repository.open("other.test", str(tmp_path / "storage"), tmp_path / "keys")
     with pytest.raises(AbsentError):
         Repository.open("other.test", str(tmp_path / "nothing"), tmp_path / "keys")
-    with pytest.raises(RefusedError, match="directories"):
-        Repository.open("other.test", "s3://bucket", tmp_path / "keys")
+    with pytest.raises(RefusedError, match="ftp"):
+        Repository.open("other.test", "ftp://bucket", tmp_path / "keys")
 
 
 @pytest.mark.parametrize("algorithm", [Algorithm.RMD160, Algorithm.SHAKE128])

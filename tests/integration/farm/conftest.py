@@ -60,7 +60,9 @@ class Farm:
 
     def start_worker(self) -> subprocess.Popen[bytes]:
         command = [sys.executable, "-c", WORKER, str(self.folder), self.settings.model_dump_json()]
-        return self.blocks.enter_context(running(command, self.folder / "worker.log"))
+        worker = self.blocks.enter_context(running(command, self.folder / "worker.log"))
+        self.blocks.callback(worker.kill)  # a clean end takes seconds, and has tests of its own
+        return worker
 
     def wish(self, name: str, digit: str = "a") -> Wish:
         wish = Wish.parse(f"r.example/{name}")

@@ -21,6 +21,7 @@ from tests.support.processes import free_port, listens, require_tool, running, w
 from tests.support.registry import Registry, run_registry
 
 NAME = "unpacked.test.local"
+MANY_FILES = 8000  # enough to be killed in the middle
 UNPACKD = Path(sys.executable).with_name("unpackd")
 
 
@@ -76,9 +77,9 @@ class Stack:
             return {"state": "unknown", "digest": None, "error": None}
         return found
 
-    def push(self, name: str, content: bytes) -> str:
+    def push(self, name: str, content: bytes, *more: Member) -> str:
         layout = make_layout(
-            self.folder / "layouts" / name.replace(":", "-"), [[directory("etc"), Member("etc/x", content)]]
+            self.folder / "layouts" / name.replace(":", "-"), [[directory("etc"), Member("etc/x", content), *more]]
         )
         return self.registry.push(layout.source, name)
 
@@ -198,8 +199,13 @@ def test_processes_that_are_killed_come_back_and_none_survives_its_parent(stack:
         for pid in first.values():
             os.kill(pid, signal.SIGKILL)
         wait_until(lambda: set(children(process.pid)) == set(first), "the second start of all")
-        reference = stack.push("tool:1", b"one\n")
+        many = [Member(f"etc/{number}", f"{number}\n".encode()) for number in range(MANY_FILES)]
+        reference = stack.push("tool:1", b"one\n", *many)
+        wait_until(lambda: stack.image(reference)["state"] == "running", "the start of the conversion")
+        os.kill(children(process.pid)["worker"], signal.SIGKILL)
         stack.wait_for(reference, b"one\n")
+        wait_until(lambda: stack.image(reference)["state"] == "done", "the state")
+        assert stack.image(reference)["attempts"] == 2
 
         second = children(process.pid)
         workers = list(children(second["worker"]).values())

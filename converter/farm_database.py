@@ -34,7 +34,7 @@ class FarmDatabase:
             self._create()
         except (sa.exc.SQLAlchemyError, ImportError) as error:
             shown = url.partition("://")[0]
-            raise JobStoreError(f"the job database ({shown}) cannot be opened: {error}") from error
+            raise JobStoreError(f"the job database ({shown}) cannot be opened: {str(error).splitlines()[0]}") from error
 
     @contextmanager
     def read(self) -> Iterator[sa.Connection]:

@@ -90,7 +90,11 @@ def mount(
     foreground: Annotated[bool, typer.Option("--foreground", help="Stay, and log to stderr.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Mount a repository; returns when it can be read."""
+    """Mount a repository; returns when it can be read.
+
+    Example: unpackd mount unpacked.example.org /cvmfs/unpacked.example.org
+    --url http://origin.example.org/cvmfs/unpacked.example.org --pubkey unpacked.example.org.pub
+    """
     with command_errors(as_json=as_json):
         from fs.client.background import start_in_background
         from fs.client.mountpoints import absolute, check_mountpoint
@@ -183,7 +187,10 @@ def umount(
     lazy: Annotated[bool, typer.Option("--lazy", help="Detach it now; those who use it go on.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Unmount a repository; exit 11 if it is in use."""
+    """Unmount a repository; exit 11 if it is in use.
+
+    Example: unpackd umount /cvmfs/unpacked.example.org
+    """
     with command_errors(as_json=as_json):
         from fs.client.mountpoints import absolute, unmount
 
@@ -199,7 +206,10 @@ def mountctl(
     question: Annotated[Question, typer.Argument(help="What to ask or to do.")],
     as_json: Json = False,
 ) -> None:
-    """Ask a running mount, or make it look for a newer revision."""
+    """Ask a running mount, or make it look for a newer revision.
+
+    Example: unpackd mountctl /cvmfs/unpacked.example.org status
+    """
     with command_errors(as_json=as_json):
         from fs.client.control import ask
         from fs.client.mountpoints import absolute, control_socket, find_mount

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import anyio
+import httpx
 import pytest
 import zstandard
 from typer.testing import CliRunner, Result
@@ -246,8 +247,7 @@ def push_index(registry: Registry, name: str, images: list[tuple[Layout, str]]) 
     media_type = "application/vnd.oci.image.index.v1+json"
     index = json.dumps({"schemaVersion": 2, "mediaType": media_type, "manifests": described}).encode()
     url = f"{registry.url}/v2/{name}/manifests/both"
-    command = ["curl", "-sSf", "-X", "PUT", "-H", f"Content-Type: {media_type}", "--data-binary", "@-", url]
-    subprocess.run(command, input=index, check=True, timeout=30)
+    httpx.put(url, content=index, headers={"Content-Type": media_type}, timeout=30).raise_for_status()
     return index
 
 

@@ -54,7 +54,7 @@ def create(
     from fs.publish.repository import Repository, Settings
 
     with command_errors(as_json=as_json):
-        _log_to_stderr()
+        log_to_stderr()
         made = Repository.create(name, storage, keys, settings=Settings(ttl_s=ttl))
         facts = {"name": name, "revision": made.revision, "storage": storage, "pubkey": str(keys / f"{name}.pub")}
         if as_json:
@@ -105,7 +105,7 @@ def info(storage: AnyStorage = None, url: Url = None, pubkey: Pubkey = None, as_
 
     Example: unpackd repo info --storage /srv/unpacked --json
     """
-    with command_errors(as_json=as_json), _source(storage, url, pubkey) as (store, manifest):
+    with command_errors(as_json=as_json), opened_source(storage, url, pubkey) as (store, manifest):
         facts = _facts(store, manifest)
         if as_json:
             print_json(facts)
@@ -132,7 +132,7 @@ def list_directory(
     from fs.format.paths import canonical
     from fs.publish.revisions import view_of
 
-    with command_errors(as_json=as_json), _source(storage, url, pubkey) as (store, manifest):
+    with command_errors(as_json=as_json), opened_source(storage, url, pubkey) as (store, manifest):
         view = view_of(store, manifest, tag)
         where = canonical(path)
         found = view.lookup(where)
@@ -158,7 +158,7 @@ def print_file(
     from fs.publish.revisions import view_of
     from fs.publish.view import read_parts
 
-    with command_errors(), _source(storage, url, pubkey) as (store, manifest):
+    with command_errors(), opened_source(storage, url, pubkey) as (store, manifest):
         content = view_of(store, manifest, tag).content(canonical(path))
         for part in read_parts(store, content):
             sys.stdout.buffer.write(part)
@@ -183,7 +183,7 @@ def check(
 
     with command_errors(as_json=as_json):
         share = _share(sample)
-        with _place(storage, url) as store, _bar("check", quiet=as_json) as report:
+        with _place(storage, url) as store, progress_bar("check", quiet=as_json) as report:
             options = CheckOptions(
                 keys=load_public_keys(pubkey.read_bytes()) if pubkey is not None else (),
                 now=datetime.now(UTC),
@@ -215,7 +215,7 @@ def name_revision(
     """
     from fs.publish.repository import Repository, read_tags
 
-    with command_errors(as_json=as_json), _source(storage, url, pubkey) as (store, manifest):
+    with command_errors(as_json=as_json), opened_source(storage, url, pubkey) as (store, manifest):
         if name is None:
             _print_tags(read_tags(store, manifest), as_json=as_json)
             return
@@ -245,7 +245,7 @@ def history(
     from fs.publish.repository import read_tags
     from fs.publish.revisions import revisions
 
-    with command_errors(as_json=as_json), _source(storage, url, pubkey) as (store, manifest):
+    with command_errors(as_json=as_json), opened_source(storage, url, pubkey) as (store, manifest):
         tags = read_tags(store, manifest)
         rows: list[dict[str, Any]] = [
             {
@@ -272,7 +272,7 @@ def resign(storage: Storage, keys: KeysDirectory, as_json: Json = False) -> None
     from fs.publish.repository import Repository, read_manifest
 
     with command_errors(as_json=as_json):
-        _log_to_stderr()
+        log_to_stderr()
         name = read_manifest(_store(storage)).name
         expires = Repository.open(name, storage, keys).resign()
         if as_json:
@@ -282,7 +282,7 @@ def resign(storage: Storage, keys: KeysDirectory, as_json: Json = False) -> None
 
 
 @contextmanager
-def _bar(label: str, *, quiet: bool) -> Iterator[Callable[[int, int], None]]:
+def progress_bar(label: str, *, quiet: bool) -> Iterator[Callable[[int, int], None]]:
     """A progress bar on stderr, if that is a terminal; gives the function to call with done and total."""
     from rich.console import Console
     from rich.progress import Progress
@@ -293,7 +293,7 @@ def _bar(label: str, *, quiet: bool) -> Iterator[Callable[[int, int], None]]:
         yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
-def _log_to_stderr() -> None:
+def log_to_stderr() -> None:
     """Warnings of what is underneath are talk, not data."""
     from fs.runtime.logs import configure_logging
 
@@ -303,7 +303,7 @@ def _log_to_stderr() -> None:
 @contextmanager
 def _place(storage: str | None, url: list[str] | None) -> "Iterator[ReadStore]":
     """The store that the options name."""
-    _log_to_stderr()
+    log_to_stderr()
     if (storage is None) == (not url):
         raise UsageError("give either --storage or --url")
     if storage is not None:
@@ -316,7 +316,9 @@ def _place(storage: str | None, url: list[str] | None) -> "Iterator[ReadStore]":
 
 
 @contextmanager
-def _source(storage: str | None, url: list[str] | None, pubkey: Path | None) -> "Iterator[tuple[ReadStore, Manifest]]":
+def opened_source(
+    storage: str | None, url: list[str] | None, pubkey: Path | None
+) -> "Iterator[tuple[ReadStore, Manifest]]":
     """The store that the options name, and its newest manifest; verified if it is remote, or if there is a key."""
     from fs.format.trust import load_public_keys
     from fs.publish.repository import read_manifest

@@ -14,7 +14,7 @@ swissknife_gc.cc, garbage_collection/.
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, closing
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
@@ -29,6 +29,7 @@ from fs.format.paths import ROOT
 from fs.format.reflog import ReferenceType, references, remove_references
 from fs.format.signature import SignedText, sign_with_digest
 from fs.publish.keys import Keys
+from fs.publish.leases import LeaseKeeper, holder, holding
 from fs.publish.lock import exclusive
 from fs.publish.marks import Marks, parents_first, read_catalog
 from fs.publish.replica_state import ReplicaState, Scope
@@ -58,6 +59,7 @@ class GcOptions:
     is_alone: bool = False  # nobody else writes: the grace period may be short
     dry_run: bool = False
     most_objects: int | None = None  # that are removed in this run
+    leases: LeaseKeeper | None = None  # needed if writers of other machines publish to the storage
     timeout_s: float = DEFAULT_TIMEOUT_S  # to wait for writers, each time
     clock: Callable[[], float] = time.time
     report: Callable[[int, int], None] = lambda _done, _total: None  # objects removed, of how many
@@ -269,8 +271,16 @@ class _Run:
             self.report.spared_objects += len(batch) - len(doomed)
             self._options.report(self.report.removed_objects, total)
 
-    def _locked(self) -> AbstractContextManager[None]:
-        return exclusive(self._private / "lock", timeout_s=self._options.timeout_s)
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        """Keep all writers out, those of other machines by a lease."""
+        timeout_s, keeper = self._options.timeout_s, self._options.leases
+        with ExitStack() as stack:
+            stack.enter_context(exclusive(self._private / "lock", timeout_s=timeout_s))
+            if keeper is not None:
+                held = holding(keeper, self.report.name, ROOT, owner=holder("gc"), timeout_s=timeout_s)
+                stack.enter_context(held)
+            yield
 
     def _still_garbage(self, marks: Marks, batch: Sequence[StoredObject]) -> list[StoredObject]:
         """Those of *batch* that nobody has claimed since they were listed."""

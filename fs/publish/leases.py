@@ -8,6 +8,8 @@ replaced by compare-and-swap, so a holder that does not know yet that it lost ca
 Two keepers: files for the writers of one machine, a SQL database for those of several. See ``docs/leases.md``.
 """
 
+import os
+import socket
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -154,6 +156,11 @@ def _wait_for(acquire: Callable[[], Lease], timeout_s: float, wait: Callable[[fl
         wait(pause_s)
         waited_s += pause_s
         poll_s = min(poll_s * _POLL_GROWTH, _LONGEST_POLL_S)
+
+
+def holder(purpose: str) -> str:
+    """How this process calls itself, for whoever waits for it."""
+    return f"{purpose} in process {os.getpid()} on {socket.gethostname()}"
 
 
 def refuse(path: bytes, holder: Lease) -> LockedError:

@@ -20,7 +20,7 @@ import anyio.to_thread
 import structlog
 from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
 
-from fs.errors import AbsentError, RefusedError, RollbackError
+from fs.errors import AbsentError, RefusedError, RollbackError, UnreachableError
 from fs.format.catalog import Catalog, Flag, NestedReference, connect_bytes
 from fs.format.compression import inflate
 from fs.format.hashes import Hash, Suffix
@@ -166,7 +166,7 @@ class _Replication:
         await self._keep_small(manifest.certificate, Suffix.CERTIFICATE)
         if manifest.metainfo is not None:
             await self._keep_small(manifest.metainfo, Suffix.METAINFO)
-        pkcs7 = await self._optional(WHITELIST_PKCS7)
+        pkcs7 = await self._pkcs7()
         await anyio.to_thread.run_sync(self._publish, manifest, tags, before, envelope, whitelist, pkcs7)
         return self._report
 
@@ -204,10 +204,18 @@ class _Replication:
         """Originals say so in a file; mirrors say when they were made."""
         if not self._options.needs_consent:
             return
+        unclear: UnreachableError | None = None
         for name in (MASTER_REPLICA, LAST_SNAPSHOT):
-            if await self._optional(name) is not None:
+            try:
+                await self._named(name, _MAX_SMALL_BYTES)
+            except AbsentError:
+                continue
+            except UnreachableError as error:  # of several servers one does not answer, whatever the others said
+                unclear = error
+            else:
                 return
-        raise RefusedError(f"{self._source.url} has no {MASTER_REPLICA}: it does not want to be replicated")
+        refusal = RefusedError(f"{self._source.url} has no {MASTER_REPLICA}: it does not want to be replicated")
+        raise unclear or refusal
 
     def _begin(self, is_first: bool) -> None:  # noqa: FBT001  # run_sync passes by position
         self._store.prepare()
@@ -340,10 +348,11 @@ class _Replication:
         await self._source.read(Request(name, is_fresh=True), receiver)
         return receiver.content
 
-    async def _optional(self, name: str) -> bytes | None:
+    async def _pkcs7(self) -> bytes | None:
+        """The other form of the whitelist, which few repositories have and nothing here depends on."""
         try:
-            return await self._named(name, _MAX_SMALL_BYTES)
-        except AbsentError:
+            return await self._named(WHITELIST_PKCS7, _MAX_SMALL_BYTES)
+        except (AbsentError, UnreachableError):
             return None
 
     def _publish(  # noqa: PLR0913, PLR0917  # run_sync passes by position

@@ -1,9 +1,7 @@
 """The writer's view of one repository: ingest, prepare, commit, read."""
 
 import json
-import os
 import re
-import socket
 import sqlite3
 import threading
 import time
@@ -29,7 +27,7 @@ from fs.publish.catalogs import CatalogOptions, StoredCatalog, Subtree, publish_
 from fs.publish.draft import Draft
 from fs.publish.ingest import Codec, DedupIndex, Ingester, store_empty
 from fs.publish.keys import Keys, create_keys, load_keys
-from fs.publish.leases import HeldLease, LeaseKeeper, holding
+from fs.publish.leases import HeldLease, LeaseKeeper, holder, holding
 from fs.publish.lock import exclusive
 from fs.publish.operations import Operation
 from fs.publish.transaction import Base, Transaction, apply_all
@@ -330,7 +328,7 @@ class Repository:
         keeper = self._settings.leases
         if keeper is None:
             return nullcontext()
-        return holding(keeper, self.name, ROOT, owner=_owner(), timeout_s=timeout_s)
+        return holding(keeper, self.name, ROOT, owner=holder("publish"), timeout_s=timeout_s)
 
     def _publish_first(self) -> None:
         codec = self._settings.codec
@@ -502,8 +500,3 @@ def _metainfo() -> bytes:
     document: dict[str, object] = dict.fromkeys(texts, "")
     document |= {"recommended-stratum1s": [], "custom": {}}
     return json.dumps(document, indent=2).encode()
-
-
-def _owner() -> str:
-    """Who holds a lease, for whoever waits for it."""
-    return f"process {os.getpid()} on {socket.gethostname()}"

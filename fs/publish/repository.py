@@ -27,7 +27,7 @@ from fs.publish.catalogs import CatalogOptions, StoredCatalog, Subtree, publish_
 from fs.publish.draft import Draft
 from fs.publish.ingest import Codec, DedupIndex, Ingester, store_empty
 from fs.publish.keys import Keys, create_keys, load_keys
-from fs.publish.leases import HeldLease, LeaseKeeper, holder, holding
+from fs.publish.leases import DEFAULT_LIFETIME_S, HeldLease, LeaseKeeper, holder, holding
 from fs.publish.lock import exclusive
 from fs.publish.operations import Operation
 from fs.publish.transaction import Base, Transaction, apply_all
@@ -67,6 +67,7 @@ class Settings:
     ttl_s: int | None = None  # None: as it was
     clock: Callable[[], float] = time.time  # Unix seconds
     leases: LeaseKeeper | None = None  # needed if writers of several machines publish to one storage
+    lease_lifetime_s: float = DEFAULT_LIFETIME_S  # after which others take over from a writer that is gone
 
 
 class Repository:
@@ -328,7 +329,9 @@ class Repository:
         keeper = self._settings.leases
         if keeper is None:
             return nullcontext()
-        return holding(keeper, self.name, ROOT, owner=holder("publish"), timeout_s=timeout_s)
+        lifetime_s = self._settings.lease_lifetime_s
+        owner = holder("publish")
+        return holding(keeper, self.name, ROOT, owner=owner, timeout_s=timeout_s, lifetime_s=lifetime_s)
 
     def _publish_first(self) -> None:
         codec = self._settings.codec

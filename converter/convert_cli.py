@@ -84,12 +84,9 @@ def _platform(text: str | None) -> "Platform | None":
 
 def _name(text: str | None) -> str | None:
     """*text* as a whole name, ``registry/repository:tag``."""
-    from registry_proxy.oci.reference import Reference
+    from converter.names import published_name
 
-    if text is None:
-        return None
-    reference = Reference.parse(text)
-    return f"{reference.name}:{reference.tag or reference.digest}"
+    return None if text is None else published_name(text)
 
 
 def _open(settings: "ConversionSettings") -> "Repository":

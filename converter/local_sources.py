@@ -16,6 +16,7 @@ from converter.errors import LayerError, SourceAbsentError, SourceCorruptError, 
 from converter.layer_streams import PLAIN, detect
 from converter.layer_tar import TarReader
 from converter.limits import Limits
+from converter.names import published_name
 from converter.sources import DOCKER_ARCHIVE, OCI_ARCHIVE, FoundImage, ImageSource, OpenSource, descend
 from registry_proxy.oci import media_types
 from registry_proxy.oci.digest import Digest
@@ -190,8 +191,7 @@ def open_local(source: ImageSource) -> OpenSource:
 def _local_name(path: Path, tag: str | None) -> str:
     """The name of an image that is in no registry: its tag if that is a whole name, else ``localhost/<file>:<tag>``."""
     if tag is not None and "/" in tag:
-        reference = Reference.parse(tag)
-        return f"{reference.name}:{reference.tag or reference.digest}"
+        return published_name(tag)
     stem = re.sub(r"[^a-z0-9]+", "-", path.name.removesuffix(".tar").lower()).strip("-") or "image"
     return str(Reference.parse(f"{_LOCAL_REGISTRY}/{stem}:{tag or DEFAULT_TAG}"))
 

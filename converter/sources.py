@@ -12,6 +12,7 @@ from converter.errors import (
     ImageRefusedError,
     SourceSyntaxError,
 )
+from converter.names import published_name
 from registry_proxy.oci.digest import Digest
 from registry_proxy.oci.manifest import (
     Descriptor,
@@ -82,7 +83,7 @@ class ImageSource:
     def open(self, client: "RegistryClient | None" = None) -> AbstractAsyncContextManager[OpenSource]:
         """Get ready to read the image; a *client* that is given is used and left open."""
         if self.reference is not None:
-            return _open_registry(self.reference, client)
+            return _open_registry(self.reference, published_name(self.text), client)
         return _open_local(self)
 
 
@@ -109,24 +110,21 @@ def parse_source(text: str) -> ImageSource:
 
 
 @asynccontextmanager
-async def _open_registry(reference: Reference, client: "RegistryClient | None") -> AsyncIterator[OpenSource]:
+async def _open_registry(reference: Reference, name: str, client: "RegistryClient | None") -> AsyncIterator[OpenSource]:
     if client is not None:
-        yield _RegistrySource(client, reference)
+        yield _RegistrySource(client, reference, name)
         return
     from registry_proxy.client import open_client  # noqa: PLC0415  # an HTTP stack that local sources do without
 
     async with open_client() as own:
-        yield _RegistrySource(own, reference)
+        yield _RegistrySource(own, reference, name)
 
 
 class _RegistrySource:
-    def __init__(self, client: "RegistryClient", reference: Reference) -> None:
+    def __init__(self, client: "RegistryClient", reference: Reference, name: str) -> None:
         self._client = client
         self._reference = reference
-
-    @property
-    def name(self) -> str:
-        return f"{self._reference.name}:{self._reference.tag or self._reference.digest}"
+        self.name = name
 
     async def resolve(self) -> Digest:
         if self._reference.digest is not None:

@@ -13,6 +13,7 @@ from starlette.routing import Route
 
 from converter.farm_errors import JobAbsentError, WishlistError, WishSyntaxError
 from converter.job_rules import JobState
+from converter.names import written_repository
 from converter.web.access import content_type, read_body, require_writer
 from converter.web.services import Services
 from converter.wishes import apply_text
@@ -135,8 +136,9 @@ def _requested(body: bytes) -> Wish:
     if not isinstance(text, str):
         raise HTTPException(400, 'the body is {"reference": "registry/repository:tag"}')
     reference = Reference.parse(text)
+    registry, repository = written_repository(text)
     digest = None if reference.digest is None else str(reference.digest)
-    wish = Wish(reference.registry, reference.repository, reference.tag, digest, reference.scheme)
+    wish = Wish(registry, repository, reference.tag, digest, reference.scheme)
     return Wish.parse(wish.reference)  # what is stored must be readable by the rules of wishlists too
 
 

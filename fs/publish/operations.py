@@ -30,13 +30,17 @@ class PutFile:
 
 @dataclass(frozen=True, slots=True)
 class PutSymlink:
-    """Make or replace a symbolic link; the target is kept verbatim."""
+    """Make or replace a symbolic link.
+
+    The target is what readers see, unless it *expands*: then readers replace ``$(NAME)`` and ``$(NAME:-default)``.
+    """
 
     path: bytes
     target: bytes
     uid: int = 0
     gid: int = 0
     mtime_ns: int | None = None
+    expands: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,4 +64,18 @@ class Remove:
     path: bytes
 
 
-Operation = Graft | PutFile | PutSymlink | MakeDirectory | Remove
+@dataclass(frozen=True, slots=True)
+class Require:
+    """Commit only if there is something at the path; changes nothing."""
+
+    path: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class RequireRevision:
+    """Commit only on top of this revision; changes nothing."""
+
+    revision: int
+
+
+Operation = Graft | PutFile | PutSymlink | MakeDirectory | Remove | Require | RequireRevision

@@ -12,6 +12,9 @@ from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
 
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import padding
+
 from fs.errors import AbsentError, RefusedError
 from fs.format.catalog import DEFAULT_TTL_S, DIRECTORY_SIZE, Entry, connect_bytes
 from fs.format.compression import deflate, deflate_classic, inflate
@@ -152,6 +155,15 @@ class Repository:
         """The newest manifest."""
         return read_manifest(self._store)
 
+    def sign(self, data: bytes) -> bytes:
+        """A signature of *data* by the key that signs revisions (RSA, PKCS#1 v1.5, SHA-256)."""
+        return self._keys.repository.sign(data, padding.PKCS1v15(), hashes.SHA256())
+
+    @property
+    def certificate_pem(self) -> bytes:
+        """The certificate of that key."""
+        return self._keys.certificate_pem
+
     def ingester(self) -> Ingester:
         """Adds contents; the same one at each call."""
         with self._guard:
@@ -190,6 +202,7 @@ class Repository:
         Raises:
             LockedError: another writer held the lock all the time.
             RefusedError: an operation makes no sense for what is there; nothing was changed.
+            OvertakenError: something that an operation requires is not there any more; nothing was changed.
         """
         if tag is not None:
             check_tag_name(tag)

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import assert_never
 
-from fs.errors import CatalogError, RefusedError
+from fs.errors import CatalogError, OvertakenError, RefusedError
 from fs.format.catalog import DIRECTORY_SIZE, Entry, Flag, NestedReference
 from fs.format.hashes import Algorithm, Hash
 from fs.format.paths import ROOT, is_below, name_of, parent_path
@@ -13,7 +13,16 @@ from fs.format.symlinks import encode_literal
 from fs.format.tree import Content
 from fs.publish.catalogs import MARKER, StoredCatalog
 from fs.publish.draft import Draft
-from fs.publish.operations import Graft, MakeDirectory, Operation, PutFile, PutSymlink, Remove
+from fs.publish.operations import (
+    Graft,
+    MakeDirectory,
+    Operation,
+    PutFile,
+    PutSymlink,
+    Remove,
+    Require,
+    RequireRevision,
+)
 
 Fetch = Callable[[Hash], bytes]
 """Gives the bytes of the uncompressed catalog with that name."""
@@ -62,8 +71,13 @@ class Transaction:
 
         Raises:
             RefusedError: it makes no sense for what is there.
+            OvertakenError: what it requires is not, or not any more.
             AbsentError, CorruptError, CatalogError: a catalog on the way cannot be read.
         """
+        if isinstance(operation, RequireRevision):
+            if operation.revision != self._base.revision:
+                raise OvertakenError(f"the newest revision is {self._base.revision}, not {operation.revision}")
+            return
         _check_path(operation.path)
         match operation:
             case Graft():
@@ -76,6 +90,9 @@ class Transaction:
                 self._make_directory(operation)
             case Remove():
                 self._remove(operation.path)
+            case Require():
+                if self._entry(operation.path) is None:
+                    raise OvertakenError(f"there is no {operation.path.decode('utf-8', 'backslashreplace')} any more")
             case _:
                 assert_never(operation)
 
@@ -221,7 +238,7 @@ class Transaction:
         self._put(operation.path, entry, content, fixed_time=operation.mtime_ns is not None)
 
     def _put_symlink(self, operation: PutSymlink) -> None:
-        target = encode_literal(operation.target)
+        target = operation.target if operation.expands else encode_literal(operation.target)
         entry = Entry(
             name=name_of(operation.path),
             mode=stat.S_IFLNK | 0o777,

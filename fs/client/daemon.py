@@ -4,22 +4,17 @@ import json
 import os
 import resource
 import signal
-import tempfile
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote, urlsplit
 
 import anyio
 import anyio.to_thread
-import httpx
-import pyfuse3
 import structlog
 import trio
 
@@ -27,21 +22,18 @@ from fs.client.cache import ObjectCache
 from fs.client.catalogs import Catalogs
 from fs.client.chain import Anchor
 from fs.client.control import Handler, serve_control
-from fs.client.inodes import Inode
+from fs.client.frontend import Kept, Session
 from fs.client.magic import MountFacts
-from fs.client.mountpoints import FILESYSTEM, MountError, control_socket, prepare_runtime_directory
+from fs.client.mountpoints import MountError, control_socket, prepare_runtime_directory
 from fs.client.objects import Objects
-from fs.client.operations import Invalidations, Operations
-from fs.client.pyfuse3_frontend import Kept, Pyfuse3Frontend
+from fs.client.operations import Operations
 from fs.client.refresher import Refresher
 from fs.client.repository import Repository, Selection
-from fs.errors import CatalogError, RefusedError
+from fs.errors import CatalogError
 from fs.format.trust import load_public_keys
-from fs.store.directory import DirectoryReader
-from fs.store.failover import FailoverReader
-from fs.store.http import HttpLimits, HttpReader, open_http_client
-from fs.store.reading import StorageReader
-from fs.store.retrying import RetryingReader
+from fs.store.limits import HttpLimits
+from fs.store.network import Network, RetrySettings, open_network
+from fs.store.proxies import ProxyGroups
 
 _log = structlog.get_logger()
 
@@ -49,7 +41,6 @@ _ANSWER_TIMEOUT_S = 30.0
 _GRACE_S = 2.0
 _LOG_LINES = 500
 _OPEN_FILES = 8192
-_REVOCATIONS_AT_ONCE = 512
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,31 +54,13 @@ class MountSettings:
     cache: Path  # of this mount alone
     quota_bytes: int = 4_000_000_000
     external_urls: tuple[str, ...] = ()
-    proxy: str | None = None
+    proxies: ProxyGroups = field(default_factory=ProxyGroups)
     selection: Selection = field(default_factory=Selection)
     variables: Mapping[bytes, bytes] | None = field(default_factory=dict)  # None: targets are shown as stored
     allows_other: bool = True
-    frontend: str = "pyfuse3"  # the only one so far
+    frontend: str = "pyfuse3"  # or "wire"
     retries: int = 1
     limits: HttpLimits = field(default_factory=HttpLimits)
-
-
-def reader_for(url: str, client: httpx.AsyncClient, limits: HttpLimits) -> StorageReader:
-    """The reader that *url* asks for. Raises RefusedError for schemes that nobody reads."""
-    parts = urlsplit(url)
-    match parts.scheme:
-        case "http" | "https":
-            return HttpReader(url, client, limits)
-        case "file":
-            return DirectoryReader(Path(unquote(parts.path)))
-        case _:
-            raise RefusedError(f"{url} is no URL that can be read: http, https and file can")
-
-
-def mirrors_for(urls: tuple[str, ...], client: httpx.AsyncClient, settings: MountSettings) -> FailoverReader:
-    """All of *urls*, with retries, as one reader."""
-    readers = [reader_for(url, client, settings.limits) for url in urls]
-    return FailoverReader([RetryingReader(reader, retries=settings.retries) for reader in readers])
 
 
 class LogTail:
@@ -128,36 +101,40 @@ class MountDaemon:
         cache = ObjectCache(settings.cache, settings.quota_bytes)
         await anyio.to_thread.run_sync(cache.start)
         try:
-            async with open_http_client(settings.limits, proxy=settings.proxy) as client:
-                mirrors = mirrors_for(settings.urls, client, settings)
+            async with open_network(
+                limits=settings.limits, proxies=settings.proxies, retries=RetrySettings(settings.retries)
+            ) as network:
+                mirrors = network.mirrors(settings.urls)
+                self._facts.proxies = network.proxies
                 if settings.external_urls:
-                    self._facts.external = mirrors_for(settings.external_urls, client, settings)
+                    self._facts.external = network.mirrors(settings.external_urls)
                 catalogs = Catalogs(Objects(cache, mirrors, self._facts.external))
                 repository = Repository(Anchor(settings.name, keys), mirrors, catalogs, selection=settings.selection)
                 try:
                     await repository.open()
-                    await self._serve(repository, client, ready)
+                    await self._serve(repository, network, ready)
                 finally:
                     catalogs.close()
+                    catalogs.objects.close()
         finally:
             cache.close()
 
-    async def _serve(self, repository: Repository, client: httpx.AsyncClient, ready: Callable[[], None]) -> None:
+    async def _serve(self, repository: Repository, network: Network, ready: Callable[[], None]) -> None:
         settings = self._settings
         root = await repository.find(b"")
         if root is None or not root.entry.is_directory:
             raise CatalogError(f"the root of {settings.name} is no directory")
         operations = Operations(repository, root, variables=settings.variables)
-        frontend = Pyfuse3Frontend(operations, self._facts, Kept(is_fixed=settings.selection.is_fixed))
-        refresher = Refresher(operations, self._facts, _revoke)
+        session = open_session(operations, self._facts, settings)
+        refresher = Refresher(operations, self._facts, session.revoke)
         socket = control_socket(settings.mountpoint, os.geteuid())
         prepare_runtime_directory(os.geteuid())
         handlers = Control(operations, refresher, self._facts, settings, self._tail).handlers()
-        _mount(frontend, settings)
+        session.mount()
         try:
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(self._main, nursery.cancel_scope)
-                nursery.start_soon(self._end_on_signals, nursery.cancel_scope)
+                nursery.start_soon(self._main, session, nursery.cancel_scope)
+                nursery.start_soon(self._end_on_signals, session, nursery.cancel_scope)
                 nursery.start_soon(serve_control, socket, handlers)
                 await _wait_for_answer(settings.mountpoint)
                 _log.info(
@@ -170,42 +147,41 @@ class MountDaemon:
                 ready()
                 nursery.start_soon(refresher.run)
                 http_urls = [url for url in settings.urls if url.startswith("http")]
-                nursery.start_soon(refresher.listen, client, http_urls)
+                nursery.start_soon(refresher.listen, network, http_urls)
         finally:
-            pyfuse3.close(unmount=True)
+            session.close()
             _log.info("unmounted", repository=settings.name, mountpoint=str(settings.mountpoint))
 
-    async def _main(self, scope: trio.CancelScope) -> None:
+    async def _main(self, session: Session, scope: trio.CancelScope) -> None:
         """Answer the kernel until the file system is unmounted; then everything ends."""
         try:
-            await pyfuse3.main(min_tasks=4, max_tasks=99)
+            await session.serve()
         finally:
             scope.cancel()
 
-    async def _end_on_signals(self, scope: trio.CancelScope) -> None:
+    async def _end_on_signals(self, session: Session, scope: trio.CancelScope) -> None:
         with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
             async for number in signals:
                 _log.info("ending", signal=signal.Signals(number).name)
-                pyfuse3.terminate()
+                session.stop()
                 await trio.sleep(_GRACE_S)  # requests that are being answered
                 scope.cancel()
 
 
-def _mount(frontend: Pyfuse3Frontend, settings: MountSettings) -> None:
-    options = {f"fsname={FILESYSTEM}:{settings.name}", f"subtype={FILESYSTEM}", "ro", "default_permissions"}
-    if os.geteuid() == 0:
-        options |= {"suid", "dev"}  # root file systems of containers are made of this; others may not ask for it
-    if settings.allows_other:
-        options.add("allow_other")
-    with tempfile.TemporaryFile() as said, _stderr_to(said.fileno()):
-        try:
-            pyfuse3.init(frontend, str(settings.mountpoint), options)
-        except RuntimeError as error:
-            said.seek(0)
-            reason = said.read().decode("utf-8", "replace").strip() or str(error)
-            raise MountError(
-                f"{settings.mountpoint} could not be mounted: {reason}; 'unpackd doctor' says what this machine lacks"
-            ) from error
+def open_session(operations: Operations, facts: MountFacts, settings: MountSettings) -> Session:
+    """The session that the settings ask for; its front end alone is imported."""
+    kept = Kept(is_fixed=settings.selection.is_fixed)
+    if settings.frontend == "wire":
+        from fs.client.wire_frontend import WireFrontend  # noqa: PLC0415
+        from fs.client.wire_session import WireSession  # noqa: PLC0415
+
+        wire = WireFrontend(operations, facts, kept)
+        return WireSession(wire, settings.name, settings.mountpoint, allows_other=settings.allows_other)
+    from fs.client.pyfuse3_frontend import Pyfuse3Frontend  # noqa: PLC0415
+    from fs.client.pyfuse3_session import Pyfuse3Session  # noqa: PLC0415
+
+    frontend = Pyfuse3Frontend(operations, facts, kept)
+    return Pyfuse3Session(frontend, settings.name, settings.mountpoint, allows_other=settings.allows_other)
 
 
 def _allow_open_files() -> None:
@@ -214,18 +190,6 @@ def _allow_open_files() -> None:
     wanted = _OPEN_FILES if hard == resource.RLIM_INFINITY else min(_OPEN_FILES, hard)
     if soft < wanted:
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
-
-
-@contextmanager
-def _stderr_to(descriptor: int) -> Iterator[None]:
-    """Send what a C library says to *descriptor*: libfuse has no other way to give its reasons."""
-    kept = os.dup(2)
-    try:
-        os.dup2(descriptor, 2)
-        yield
-    finally:
-        os.dup2(kept, 2)
-        os.close(kept)
 
 
 async def _wait_for_answer(mountpoint: Path) -> None:
@@ -239,31 +203,6 @@ async def _wait_for_answer(mountpoint: Path) -> None:
             await anyio.to_thread.run_sync(stat, abandon_on_cancel=True)
     except OSError as error:
         raise MountError(f"the mount at {mountpoint} does not answer: {error.strerror}") from error
-
-
-async def _revoke(forgotten: Invalidations) -> None:
-    """Make the kernel forget. In threads: it may have to wait for requests that this loop answers."""
-    for start in range(0, len(forgotten.entries), _REVOCATIONS_AT_ONCE):
-        part = forgotten.entries[start : start + _REVOCATIONS_AT_ONCE]
-        await anyio.to_thread.run_sync(_revoke_entries, part)
-    if forgotten.attributes:
-        await anyio.to_thread.run_sync(_revoke_attributes, forgotten.attributes)
-
-
-def _revoke_entries(entries: list[tuple[Inode, bytes]]) -> None:
-    for parent, name in entries:
-        try:
-            pyfuse3.invalidate_entry(parent, name)
-        except OSError as error:  # mostly: the kernel did not know it any more
-            _log.debug("entry_not_revoked", reason=error.strerror)
-
-
-def _revoke_attributes(inodes: list[Inode]) -> None:
-    for inode in inodes:
-        try:
-            pyfuse3.invalidate_inode(inode, attr_only=True)
-        except OSError as error:
-            _log.debug("attributes_not_revoked", reason=error.strerror)
 
 
 class Control:
@@ -310,6 +249,7 @@ class Control:
             "is_offline": self._repository.is_offline,
             "next_check": None if is_fixed else datetime.fromtimestamp(next_check, UTC).isoformat(),
             "urls": self._repository.mirrors.urls,
+            "proxy": self._facts.proxy,
             "open_catalogs": self._repository.catalogs.open_count,
             "known_inodes": len(self._operations.inodes),
             "opened_files": self._facts.opened_files,

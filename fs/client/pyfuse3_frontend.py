@@ -8,7 +8,6 @@ import errno
 import functools
 import itertools
 import os
-import time
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from typing import Any, Concatenate, ParamSpec, TypeVar
@@ -18,6 +17,7 @@ import structlog
 
 from fs.client.catalogs import Found
 from fs.client.errnos import FileError, errno_of
+from fs.client.frontend import LONGEST_NAME, Kept, count_fault, describe
 from fs.client.inodes import Inode, directory_key
 from fs.client.magic import MagicAttributes, MountFacts
 from fs.client.operations import BLOCK_BYTES, Attributes, Operations
@@ -27,20 +27,6 @@ from fs.format.paths import parent_path
 _log = structlog.get_logger()
 P = ParamSpec("P")
 T = TypeVar("T")
-
-LONGEST_NAME = 255
-_YEAR_S = 365 * 86400
-
-
-class Kept:
-    """How long the kernel may keep answers, in seconds.
-
-    What it knows is revoked when a newer revision is adopted, so the times only bound the harm of a lost revocation.
-    """
-
-    def __init__(self, *, is_fixed: bool) -> None:
-        self.entries_s = _YEAR_S if is_fixed else 3600
-        self.negatives_s = _YEAR_S if is_fixed else 60
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,12 +49,10 @@ def _answering(
         except FileError as error:
             raise pyfuse3.FUSEError(error.code) from None
         except FsError as error:
-            self.count_fault()
-            _log.error("request_failed", request=handler.__name__, of=self.describe(args), reason=str(error))
+            self.log_fault("request_failed", handler.__name__, args, str(error))
             raise pyfuse3.FUSEError(errno_of(error)) from error
         except Exception as error:
-            self.count_fault()
-            _log.exception("request_broken", request=handler.__name__, of=self.describe(args))
+            self.log_fault("request_broken", handler.__name__, args, None)
             raise pyfuse3.FUSEError(errno.EIO) from error
 
     return answer
@@ -90,18 +74,14 @@ class Pyfuse3Frontend(pyfuse3.Operations):  # type: ignore[misc]  # the module i
         self._listings: dict[int, _Listing] = {}
         self._handles = itertools.count(1)
 
-    def count_fault(self) -> None:
-        """An EIO is about to be returned."""
-        self._facts.io_errors += 1
-        self._facts.last_io_error_unix_s = int(time.time())
-
-    def describe(self, arguments: Sequence[object]) -> str:
-        """The path that a request is about, for the log."""
-        inode = arguments[0] if arguments else None
-        node = self._operations.inodes.get(inode) if isinstance(inode, int) else None
-        path = node.found.path if node is not None else b"?"
-        name = arguments[1] if len(arguments) > 1 and isinstance(arguments[1], bytes) else b""
-        return (path + (b" " + name if name else b"")).decode("utf-8", "backslashreplace")
+    def log_fault(self, event: str, request: str, arguments: Sequence[object], reason: str | None) -> None:
+        """An EIO is about to be returned; without a *reason* the exception is logged that is being handled."""
+        count_fault(self._facts)
+        of = describe(self._operations.inodes, arguments)
+        if reason is None:
+            _log.exception(event, request=request, of=of)
+        else:
+            _log.error(event, request=request, of=of, reason=reason)
 
     def _attributes(self, attributes: Attributes) -> pyfuse3.EntryAttributes:
         answer = pyfuse3.EntryAttributes()

@@ -9,12 +9,15 @@ import sys
 from collections.abc import Callable
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from fs.runtime.errors import UsageError
 from fs.runtime.output import command_errors, print_json, say
+
+if TYPE_CHECKING:
+    from fs.store.proxies import ProxyGroups
 
 _NAME = re.compile(r"[A-Za-z0-9._-]{1,60}")
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(i?)b?", re.IGNORECASE)
@@ -28,6 +31,7 @@ class Frontend(StrEnum):
     """How a mount talks to the kernel."""
 
     PYFUSE3 = "pyfuse3"
+    WIRE = "wire"
 
 
 class Question(StrEnum):
@@ -72,7 +76,13 @@ def mount(
     external_url: Annotated[
         list[str] | None, typer.Option("--external-url", help="Where external files are; several as with --url.")
     ] = None,
-    proxy: Annotated[str | None, typer.Option("--proxy", help="HTTP proxy; none by default.")] = None,
+    proxy: Annotated[
+        str | None,
+        typer.Option("--proxy", help="HTTP proxies: 'http://p1|http://p2;DIRECT'; | within a group, ; between groups."),
+    ] = None,
+    proxy_shard: Annotated[
+        bool, typer.Option("--proxy-shard", help="Spread objects over the proxies of a group by their hash.")
+    ] = False,
     tag: Annotated[str | None, typer.Option("--tag", help="Show the revision with this tag, for ever.")] = None,
     revision: Annotated[int | None, typer.Option("--revision", help="Show this (tagged) revision, for ever.")] = None,
     root_hash: Annotated[
@@ -102,10 +112,13 @@ def mount(
         where = absolute(mountpoint)
         selection = (tag, revision, root_hash)
         _check_arguments(name, selection)
+        if frontend is Frontend.WIRE and os.geteuid() != 0:
+            raise UsageError("only root can use --frontend wire; the default front end is for everybody")
         check_mountpoint(where)
         directory = _cache_directory(cache, name, selection)
         quota_bytes = parse_size(quota)
         public_keys = _read_keys(pubkey)
+        proxies = _proxies(proxy, is_sharded=proxy_shard)
         allows_other = os.geteuid() == 0 if allow_other is None else allow_other
         variables = {**os.environb, b"CVMFS_ARCH": platform.machine().encode()} if expand_symlinks else None
 
@@ -129,7 +142,7 @@ def mount(
                 cache=directory,
                 quota_bytes=quota_bytes,
                 external_urls=_split(external_url or []),
-                proxy=proxy,
+                proxies=proxies,
                 selection=Selection(tag, revision, Hash.parse(root_hash) if root_hash is not None else None),
                 variables=variables,
                 allows_other=allows_other,
@@ -157,6 +170,12 @@ def _check_arguments(name: str, selection: tuple[object, ...]) -> None:
 
 def _split(values: list[str]) -> tuple[str, ...]:
     return tuple(part.strip() for value in values for part in re.split("[,;]", value) if part.strip())
+
+
+def _proxies(text: str | None, *, is_sharded: bool) -> "ProxyGroups":
+    from fs.store.proxies import ProxyGroups
+
+    return ProxyGroups.parse(text or "", is_sharded=is_sharded)
 
 
 def _read_keys(paths: list[Path]) -> bytes:

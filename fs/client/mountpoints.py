@@ -31,6 +31,7 @@ class Mount:
     mountpoint: Path
     name: str  # of the repository
     uid: int  # who mounted it
+    device: str = ""  # major and minor number of the file system, as 0:42
 
 
 def absolute(mountpoint: str | os.PathLike[str]) -> Path:
@@ -49,7 +50,8 @@ def find_mount(mountpoint: Path) -> Mount | None:
         if where == str(mountpoint):
             user = _USER_ID.search(options)
             is_ours = kind == f"fuse.{FILESYSTEM}"
-            found = Mount(mountpoint, source.partition(":")[2], int(user[1]) if user else 0) if is_ours else None
+            uid = int(user[1]) if user else 0
+            found = Mount(mountpoint, source.partition(":")[2], uid, fields.split(" ")[2]) if is_ours else None
     return found
 
 

@@ -72,6 +72,7 @@ class Invalidations:
 
     entries: list[tuple[Inode, bytes]] = field(default_factory=list)  # directory, name
     attributes: list[Inode] = field(default_factory=list)
+    listings: list[Inode] = field(default_factory=list)  # of directories; their attributes too
 
 
 class Operations:
@@ -304,6 +305,7 @@ class Operations:
             node.found, node.generation = after, self.generation
             if after.entry != before.entry:
                 forgotten.attributes.append(node.inode)
+            forgotten.listings.append(node.inode)
             return
         for path in list(node.paths):
             after = await self.repository.find(path)

@@ -1,0 +1,305 @@
+"""A mount over our own reading of the kernel's messages: requests become calls of Operations, their results answers.
+
+Files and directories are opened without a message: the kernel keeps pages and listings under the inode, whose content
+never changes (a directory's listing is revoked when it does). So nothing here has a handle, and a listing goes on from
+an offset alone: entries come in the order of a hash of their names, and the offset is that hash. It means the same in
+every revision and every life of the daemon.
+"""
+
+import errno
+import hashlib
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+
+import anyio.lowlevel
+import structlog
+
+from fs.client.catalogs import Found
+from fs.client.errnos import FileError, errno_of
+from fs.client.frontend import Kept, count_fault, describe
+from fs.client.inodes import directory_key
+from fs.client.magic import MagicAttributes, MountFacts
+from fs.client.operations import Operations
+from fs.client.wire_messages import (
+    READ_LIMIT_BYTES,
+    MessageError,
+    Operation,
+    Request,
+    absent_answer,
+    attributes_answer,
+    directory_entry,
+    entry_answer,
+    full_directory_entry,
+    init_answer,
+    joined_names,
+    parse_forget,
+    parse_forgets,
+    parse_getxattr,
+    parse_init,
+    parse_listxattr,
+    parse_name,
+    parse_read,
+    statfs_answer,
+    xattr_size_answer,
+)
+from fs.errors import FsError
+from fs.format.paths import parent_path
+
+_log = structlog.get_logger()
+_Handler = Callable[[int, bytes], Awaitable[bytes]]
+
+_LISTINGS = 64
+_LISTED_ENTRIES = 250_000  # over all listings that are kept
+_KEYS_AT_ONCE = 256
+_POSITION_BITS = 31  # programs of 32 bits read offsets too
+_DOT, _DOT_DOT, _FIRST = 1, 2, 3
+_XATTR_LIMIT_BYTES = 65536
+
+_READ_ONLY = frozenset({4, 6, 8, 9, 10, 11, 12, 13, 16, 21, 24, 35, 43, 45, 47, 51})
+"""SETATTR, SYMLINK, MKNOD, MKDIR, UNLINK, RMDIR, RENAME, LINK, WRITE, SETXATTR, REMOVEXATTR, CREATE, FALLOCATE,
+RENAME2, COPY_FILE_RANGE, TMPFILE: the kernel refuses them itself, because the mount is read-only."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Listed:
+    """An entry at its place in a listing."""
+
+    position: int
+    name: bytes
+    key: bytes  # empty for dots
+    found: Found
+
+
+@dataclass(frozen=True, slots=True)
+class _Listing:
+    generation: int
+    entries: list[_Listed]
+
+    def index(self, offset: int) -> int:
+        """The first entry after *offset*."""
+        low, high = 0, len(self.entries)
+        while low < high:
+            middle = (low + high) // 2
+            if self.entries[middle].position <= offset:
+                low = middle + 1
+            else:
+                high = middle
+        return low
+
+
+def positions(names: list[bytes]) -> list[tuple[int, bytes]]:
+    """*names* in the order of a listing, each with its position: distinct, and independent of the other names.
+
+    Two names whose hashes are equal are the exception: the later one of them moves on.
+    """
+    hashed = sorted((_FIRST + (_hash(name) >> (64 - _POSITION_BITS)), name) for name in names)
+    placed: list[tuple[int, bytes]] = []
+    last = 0
+    for position, name in hashed:
+        last = max(position, last + 1)
+        placed.append((last, name))
+    return placed
+
+
+def _hash(name: bytes) -> int:
+    return int.from_bytes(hashlib.blake2b(name, digest_size=8).digest(), "little")
+
+
+class WireFrontend:
+    """Answers requests; knows nothing about where they come from."""
+
+    def __init__(self, operations: Operations, facts: MountFacts, kept: Kept) -> None:
+        self.operations = operations
+        self._facts = facts
+        self._kept = kept
+        self._magic = MagicAttributes(operations, facts)
+        self._listings = OrderedDict[int, _Listing]()
+        self._listed = 0
+        self._handlers: dict[int, _Handler] = {
+            Operation.LOOKUP: self._lookup,
+            Operation.GETATTR: self._getattr,
+            Operation.READLINK: self._readlink,
+            Operation.READ: self._read,
+            Operation.STATFS: self._statfs,
+            Operation.GETXATTR: self._getxattr,
+            Operation.LISTXATTR: self._listxattr,
+            Operation.INIT: self._init,
+            Operation.READDIR: self._readdir,
+            Operation.READDIRPLUS: self._readdirplus,
+            Operation.RELEASE: _nothing,
+            Operation.RELEASEDIR: _nothing,
+            Operation.DESTROY: _nothing,
+        }
+
+    def forget(self, request: Request) -> bool:
+        """True if *request* is one of those without an answer; it is done then. Raises MessageError."""
+        match request.operation:
+            case Operation.FORGET:
+                self.operations.forget(request.inode, parse_forget(request.body))
+            case Operation.BATCH_FORGET:
+                for inode, lookups in parse_forgets(request.body):
+                    self.operations.forget(inode, lookups)
+            case _:
+                return False
+        return True
+
+    def refusal(self, request: Request) -> int:
+        """The errno of what is answered without looking; 0 for the others.
+
+        ENOSYS is not asked again by the kernel: opening, closing and flushing need no message from then on, and what
+        waits cannot be interrupted (every wait has an end of its own).
+        """
+        if request.operation in self._handlers:
+            return 0
+        if request.operation == Operation.IOCTL:
+            return errno.ENOTTY
+        return errno.EROFS if request.operation in _READ_ONLY else errno.ENOSYS
+
+    async def answer(self, request: Request) -> tuple[int, bytes]:
+        """Errno and body of the answer."""
+        try:
+            return 0, await self._handlers[request.operation](request.inode, request.body)
+        except FileError as error:
+            return error.code, b""
+        except MessageError as error:
+            _log.error("request_malformed", operation=request.operation, reason=str(error))
+            return errno.EPROTO, b""
+        except FsError as error:
+            count_fault(self._facts)
+            _log.error("request_failed", request=_name(request), of=self._describe(request), reason=str(error))
+            return errno_of(error), b""
+        except Exception:  # noqa: BLE001  # the edge: one broken request must not end the mount
+            count_fault(self._facts)
+            _log.exception("request_broken", request=_name(request), of=self._describe(request))
+            return errno.EIO, b""
+
+    def _describe(self, request: Request) -> str:
+        name = request.body.rstrip(b"\0") if request.operation == Operation.LOOKUP else b""
+        return describe(self.operations.inodes, (request.inode, name))
+
+    async def _init(self, _: int, body: bytes) -> bytes:
+        return init_answer(parse_init(body))
+
+    async def _lookup(self, parent: int, body: bytes) -> bytes:
+        attributes = await self.operations.lookup(parent, parse_name(body))
+        if attributes is None:
+            return absent_answer(self._kept.negatives_s)
+        return entry_answer(attributes, self._kept.entries_s)
+
+    async def _getattr(self, inode: int, _: bytes) -> bytes:
+        return attributes_answer(await self.operations.attributes(inode), self._kept.entries_s)
+
+    async def _readlink(self, inode: int, _: bytes) -> bytes:
+        return self.operations.readlink(inode)
+
+    async def _read(self, inode: int, body: bytes) -> bytes:
+        offset, size = parse_read(body)
+        if not self.operations.found(inode).entry.is_regular:
+            raise FileError(errno.EINVAL)
+        if not offset:
+            self._facts.opened_files += 1  # the nearest to an opening that is seen here
+        return await self.operations.read(inode, offset, size)
+
+    async def _statfs(self, _: int, __: bytes) -> bytes:
+        return statfs_answer(await self.operations.statistics())
+
+    async def _getxattr(self, inode: int, body: bytes) -> bytes:
+        room, name = parse_getxattr(body)
+        magic = await self._magic.read(name, inode)
+        value = self.operations.stored_attributes(inode).get(name) if magic is None else magic
+        if value is None:
+            raise FileError(errno.ENODATA)
+        return _fitting(value, room)
+
+    async def _listxattr(self, inode: int, body: bytes) -> bytes:
+        return _fitting(joined_names(self.operations.stored_attributes(inode)), parse_listxattr(body))
+
+    async def _readdir(self, inode: int, body: bytes) -> bytes:
+        return await self._list(inode, body, is_full=False)
+
+    async def _readdirplus(self, inode: int, body: bytes) -> bytes:
+        return await self._list(inode, body, is_full=True)
+
+    async def _list(self, inode: int, body: bytes, *, is_full: bool) -> bytes:
+        offset, room = parse_read(body)
+        listing = await self._listing(inode)
+        records: list[bytes] = []
+        index = listing.index(offset)
+        while index < len(listing.entries):
+            listed = listing.entries[index]
+            key = listed.key or directory_key(listed.found.path)
+            number = self.operations.inodes.number(key)
+            record = directory_entry(number, listed.position, listed.found.entry.mode, listed.name)
+            if is_full:
+                entry = None
+                if listed.key:
+                    entry = entry_answer(self.operations.describe(number, listed.found), self._kept.entries_s)
+                record = full_directory_entry(entry, record)
+            room -= len(record)
+            if room < 0:
+                break
+            if is_full and listed.key:
+                self.operations.remember(listed.key, listed.found)
+            records.append(record)
+            index += 1
+        if not offset:
+            self._facts.opened_directories += 1
+        if index == len(listing.entries) and not records:
+            self._drop(inode)  # the end was told
+        return b"".join(records)
+
+    async def _listing(self, inode: int) -> _Listing:
+        """What directory *inode* shows in the newest revision; nothing may be awaited between this and its use."""
+        while True:
+            kept = self._listings.get(inode)
+            if kept is not None and kept.generation == self.operations.generation:
+                self._listings.move_to_end(inode)
+                return kept
+            self._drop(inode)
+            made = await self._list_anew(inode)
+            if made.generation == self.operations.generation:
+                self._keep(inode, made)
+                return made
+
+    async def _list_anew(self, inode: int) -> _Listing:
+        generation = self.operations.generation
+        shown = {one.entry.name: one for one in await self.operations.listing(inode)}
+        node = await self.operations.directory(inode)
+        parent = Found(parent_path(node.found.path), node.found.entry, node.found.home, node.found.home)
+        entries = [_Listed(_DOT, b".", b"", node.found), _Listed(_DOT_DOT, b"..", b"", parent)]
+        for position, name in positions(list(shown)):
+            key, _ = await self.operations.number(shown[name])
+            entries.append(_Listed(position, name, key, shown[name]))
+            if len(entries) % _KEYS_AT_ONCE == 0:
+                await anyio.lowlevel.checkpoint()  # others are answered meanwhile
+        return _Listing(generation, entries)
+
+    def _keep(self, inode: int, listing: _Listing) -> None:
+        self._drop(inode)
+        self._listings[inode] = listing
+        self._listed += len(listing.entries)
+        while len(self._listings) > 1 and (len(self._listings) > _LISTINGS or self._listed > _LISTED_ENTRIES):
+            self._drop(next(iter(self._listings)))
+
+    def _drop(self, inode: int) -> None:
+        dropped = self._listings.pop(inode, None)
+        if dropped is not None:
+            self._listed -= len(dropped.entries)
+
+
+async def _nothing(_: int, __: bytes) -> bytes:
+    return b""
+
+
+def _fitting(value: bytes, room: int) -> bytes:
+    """*value*, or its length if no room was given. Raises FileError."""
+    if not room:
+        return xattr_size_answer(len(value))
+    if len(value) > min(room, _XATTR_LIMIT_BYTES, READ_LIMIT_BYTES):
+        raise FileError(errno.ERANGE)
+    return value
+
+
+def _name(request: Request) -> str:
+    return Operation(request.operation).name.lower()

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.conftest import Line, unpackd
+from tests.e2e.conftest import REPOSITORY, Line, unpackd
 from tests.support.images import Member, directory, make_layout
+from tests.support.independent_checker import Checker
 from tests.support.trees import describe, differences
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(600)]
@@ -80,3 +81,13 @@ def test_a_tag_that_moves_shows_the_new_image(line: Line, tmp_path: Path) -> Non
         while (path / "which").read_bytes() != content:
             assert time.monotonic() < deadline
             time.sleep(0.1)
+
+
+def test_the_repository_passes_rules_written_a_second_time(line: Line, science: tuple[str, Path]) -> None:
+    up = line.folder / "up"
+
+    checker = Checker(up / "storage", (up / "keys" / f"{REPOSITORY}.pub").read_bytes()).run()
+
+    print(f"{checker.entries} entries in {checker.catalogs} catalogs checked")
+    assert checker.findings == []
+    assert checker.entries > MANY_ENTRIES

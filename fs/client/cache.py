@@ -16,6 +16,7 @@ spoilt fails its checksums and is fetched again. One process at a time uses a di
 
 import errno
 import fcntl
+import itertools
 import os
 import time
 from collections import OrderedDict
@@ -73,7 +74,7 @@ class ObjectCache:
         self._used_bytes = 0
         self._open: OrderedDict[str, ObjectFile] = OrderedDict()
         self._touched: set[str] = set()  # whose time of use was written in this life
-        self._serial = 0
+        self._serials = itertools.count(1)
         self._lock = -1
 
     @property
@@ -104,7 +105,7 @@ class ObjectCache:
         except OSError as error:
             self.close()
             raise RefusedError(f"the cache directory {self.directory} cannot be used: {error.strerror}") from error
-        self._make_room(0)
+        self.make_room(0)
 
     def _take_lock(self, timeout_s: float) -> None:
         self._lock = os.open(self.directory / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -225,9 +226,8 @@ class ObjectCache:
         Raises:
             CacheFullError: the disk does not take it.
         """
-        self._make_room(expected_bytes)
-        self._serial += 1
-        path = f"{self._incoming}/{self._serial}"
+        self.make_room(expected_bytes)
+        path = self.temporary_path()
         try:
             descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         except OSError as error:
@@ -242,23 +242,40 @@ class ObjectCache:
             self.shrink(self._used_bytes // 2)
         return CacheFullError(f"the cache {self.directory} takes nothing: {error.strerror}")
 
+    def temporary_path(self) -> str:
+        """Where an object that is still arriving can be written. Any thread may call this."""
+        return f"{self._incoming}/{next(self._serials)}"
+
     def adopt(self, text: str, temporary: str, file_bytes: int) -> None:
-        """Put the finished file *temporary* in its place."""
+        """Put the finished file *temporary* in its place. Raises OSError."""
+        self.place(temporary, text)
+        self.count(text, file_bytes)
+
+    def place(self, temporary: str, text: str) -> None:
+        """Put the finished file *temporary* in its place; ``count`` must follow. Any thread may call this.
+
+        Raises:
+            OSError: the disk does not take it.
+        """
         place = self._path(text)
         try:
             os.rename(temporary, place)  # noqa: PTH104  # one system call
         except FileNotFoundError:
             os.makedirs(os.path.dirname(place), mode=0o700, exist_ok=True)  # noqa: PTH103, PTH120  # names are text here
             os.rename(temporary, place)  # noqa: PTH104  # one system call
+
+    def count(self, text: str, file_bytes: int) -> None:
+        """The object called *text* is in its place."""
         self._forget(text)
         self._sizes[text] = file_bytes
         self._used_bytes += file_bytes
         self._touched.add(text)
         self.counts.stored += 1
         if self._used_bytes > self.quota_bytes:
-            self._make_room(0, keep=text)
+            self.make_room(0, keep=text)
 
-    def _make_room(self, coming_bytes: int, keep: str = "") -> None:
+    def make_room(self, coming_bytes: int, keep: str = "") -> None:
+        """Remove what was not used for long if *coming_bytes* more would not fit, but never *keep*."""
         if self._used_bytes + coming_bytes > self.quota_bytes:
             self.shrink(max(0, int(self.quota_bytes * _KEPT_SHARE) - coming_bytes), keep=keep)
 
@@ -316,6 +333,8 @@ class CacheWriter:
 
     def restart(self) -> None:
         """Forget what was written."""
+        if not self._checksums.size_bytes:
+            return
         os.ftruncate(self._descriptor, 0)
         os.lseek(self._descriptor, 0, os.SEEK_SET)
         self._checksums = Checksums()

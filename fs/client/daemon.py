@@ -115,7 +115,7 @@ class MountDaemon:
                     await self._serve(repository, network, ready)
                 finally:
                     catalogs.close()
-                    catalogs.objects.close()
+                    catalogs.objects.settle()
         finally:
             cache.close()
 
@@ -273,6 +273,7 @@ class Control:
         return {"changed": changed, **await self._revision()}
 
     async def _cache(self) -> dict[str, object]:
+        self._repository.objects.count_arrived()
         cache = self._repository.objects.cache
         return {
             "directory": str(cache.directory),

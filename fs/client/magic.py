@@ -19,6 +19,8 @@ from fs.client.operations import Operations
 from fs.format.catalog import Catalog, Flag
 from fs.format.compression import Compression
 from fs.store.failover import FailoverReader
+from fs.store.http import without_secrets
+from fs.store.proxies import DIRECT, ProxyChooser
 
 _PAGE_CHARACTERS = 40_000
 _PREFIX = b"user."
@@ -32,6 +34,7 @@ class MountFacts:
     """What the mount knows beyond its repository."""
 
     external: FailoverReader | None = None
+    proxies: ProxyChooser | None = None
     started_unix_s: float = field(default_factory=time.time)
     io_errors: int = 0
     last_io_error_unix_s: int = 0
@@ -39,6 +42,16 @@ class MountFacts:
     opened_directories: int = 0
     next_check_unix_s: float = math.inf
     log_lines: Sequence[str] = ()
+
+    @property
+    def proxy(self) -> str:
+        """The proxy that is used now, without secrets."""
+        return without_secrets(self.proxies.current) if self.proxies is not None else DIRECT
+
+    @property
+    def proxy_list(self) -> list[str]:
+        """All proxies."""
+        return [without_secrets(one) for one in self.proxies.members] if self.proxies is not None else [DIRECT]
 
 
 class MagicAttributes:
@@ -63,7 +76,8 @@ class MagicAttributes:
             "nioerr": lambda: str(self._facts.io_errors),
             "nopen": lambda: str(self._facts.opened_files),
             "pid": lambda: str(os.getpid()),
-            "proxy": lambda: "DIRECT",
+            "proxy": lambda: self._facts.proxy,
+            "proxy_list": lambda: "".join(one + "\n" for one in self._facts.proxy_list),
             "pubkeys": self._pubkeys,
             "revision": lambda: str(self._repository.revision.number),
             "root_hash": lambda: str(self._repository.revision.root.hash),

@@ -11,9 +11,10 @@ from dataclasses import dataclass
 import anyio.to_thread
 import structlog
 
+from fs.client.arrivals import Arrivals
 from fs.client.cache import CacheFullError, ObjectCache
 from fs.client.object_file import ObjectFile
-from fs.client.receiving import ObjectReceiver, ObjectRef, SinkFailedError, WindowSink
+from fs.client.receiving import MemorySink, ObjectReceiver, ObjectRef, SinkFailedError, WindowSink
 from fs.errors import AbsentError, CorruptError, RefusedError, UnreachableError
 from fs.format.hashes import Hash
 from fs.store.reading import StorageReader
@@ -21,6 +22,7 @@ from fs.store.single_flight import SingleFlight
 
 _log = structlog.get_logger()
 
+_SMALL_BYTES = 1 << 18  # such objects are given from memory when they arrive, and written to the cache afterwards
 _WINDOW_BYTES = 4 << 20
 _WINDOWS = 8  # kept in memory when the disk takes nothing
 
@@ -48,7 +50,8 @@ class Objects:
         self.counts = TransferCounts()
         self._reader = reader
         self._external = external
-        self._fetching = SingleFlight[Hash, None]()
+        self._arrivals = Arrivals(cache)
+        self._fetching = SingleFlight[Hash, bytes | None]()
         self._passing = SingleFlight[tuple[Hash, int], bytes]()
         self._windows = OrderedDict[tuple[Hash, int], bytes]()
 
@@ -59,16 +62,24 @@ class Objects:
             AbsentError, CorruptError, RefusedError, UnreachableError: no server gives it.
         """
         for _ in range(2):  # a second time if the cached copy turns out to be damaged
+            data = self._arrivals.get(ref.hash)
+            if data is not None:
+                self.cache.counts.hits += 1
+                _check_size(ref, len(data))
+                return data[offset : offset + size]
             found = self.cache.find(ref.hash)
             if found is None:
                 try:
-                    await self.fetch(ref)
+                    data = await self._fetching.run(ref.hash, lambda: self._fetch(ref))
                 except CacheFullError:
                     break
+                if data is not None:
+                    _check_size(ref, len(data))
+                    return data[offset : offset + size]
                 found = self.cache.find(ref.hash)
                 if found is None:
                     break
-            _check_size(ref, found)
+            _check_size(ref, found.size_bytes)
             try:
                 return found.read(offset, size)
             except (CorruptError, OSError) as error:
@@ -116,7 +127,13 @@ class Objects:
         """
         await self._fetching.run(ref.hash, lambda: self._fetch(ref))
 
-    async def _fetch(self, ref: ObjectRef) -> None:
+    async def _fetch(self, ref: ObjectRef) -> bytes | None:
+        """Fetch the object; its bytes if it is small, else None and it is in the cache."""
+        if ref.size is not None and ref.size <= _SMALL_BYTES:
+            sink = MemorySink()
+            await self._receive(ref, ObjectReceiver(ref, sink))
+            self._arrivals.put(ref.hash, sink.content)
+            return sink.content
         with self.cache.writer(ref.hash, expected_bytes=ref.size or 0) as writer:
             receiver = ObjectReceiver(ref, writer)
             try:
@@ -124,6 +141,15 @@ class Objects:
             except SinkFailedError as error:
                 raise self.cache.full(error.cause) from error
             writer.commit()
+        return None
+
+    def settle(self) -> None:
+        """Wait until the cache has everything that arrived."""
+        self._arrivals.settle()
+
+    def count_arrived(self) -> None:
+        """Bring the cache's numbers up to date."""
+        self._arrivals.reap()
 
     async def _receive(self, ref: ObjectRef, receiver: ObjectReceiver) -> None:
         reader = self._reader
@@ -176,6 +202,6 @@ async def check_file(opened: ObjectFile) -> None:
     await anyio.to_thread.run_sync(check)
 
 
-def _check_size(ref: ObjectRef, found: ObjectFile) -> None:
-    if ref.size is not None and found.size_bytes != ref.size:
-        raise CorruptError(str(ref.hash), f"it has {found.size_bytes} bytes; the catalog says {ref.size}")
+def _check_size(ref: ObjectRef, size_bytes: int) -> None:
+    if ref.size is not None and size_bytes != ref.size:
+        raise CorruptError(str(ref.hash), f"it has {size_bytes} bytes; the catalog says {ref.size}")

@@ -79,6 +79,26 @@ class WindowSink:
         self._position += len(piece)
 
 
+class MemorySink:
+    """Keeps a whole small object."""
+
+    def __init__(self) -> None:
+        self._parts: list[bytes] = []
+
+    @property
+    def content(self) -> bytes:
+        """Everything that was written."""
+        return self._parts[0] if len(self._parts) == 1 else b"".join(self._parts)
+
+    def restart(self) -> None:
+        """See Sink.restart."""
+        self._parts.clear()
+
+    def write(self, piece: bytes) -> None:
+        """See Sink.write."""
+        self._parts.append(piece)
+
+
 class ObjectReceiver:
     """A Receiver that verifies one object and passes its uncompressed bytes on."""
 

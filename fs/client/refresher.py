@@ -16,6 +16,7 @@ from fs.client.magic import MountFacts
 from fs.client.operations import Invalidations, Operations
 from fs.errors import FsError
 from fs.store.http import without_secrets
+from fs.store.network import Network
 
 _log = structlog.get_logger()
 
@@ -88,19 +89,19 @@ class Refresher:
                 _log.exception("refresh_broken", repository=self._repository.name)
                 self._schedule(_SHORT_TTL_S)
 
-    async def listen(self, client: httpx.AsyncClient, base_urls: Sequence[str]) -> None:
+    async def listen(self, network: Network, base_urls: Sequence[str]) -> None:
         """Hear the announcements of all servers at *base_urls*, for ever."""
         if self._repository.selection.is_fixed:
             return
         async with anyio.create_task_group() as group:
             for url in base_urls:
-                group.start_soon(self._listen_to, client, url.rstrip("/") + "/events")
+                group.start_soon(self._listen_to, network, url.rstrip("/") + "/events")
 
-    async def _listen_to(self, client: httpx.AsyncClient, url: str) -> None:
+    async def _listen_to(self, network: Network, url: str) -> None:
         while True:
             delay_s = _AGAIN_S
             try:
-                async with client.stream(
+                async with network.client.stream(
                     "GET", url, headers={"Accept": "text/event-stream"}, timeout=httpx.Timeout(_SILENCE_S, connect=3.0)
                 ) as reply:
                     kind = reply.headers.get("content-type", "")

@@ -45,7 +45,7 @@ from fs.publish.repository import (
 from fs.publish.transfers import Crew, SpoolReceiver
 from fs.publish.view import MAX_CATALOG_BYTES
 from fs.store.base import TendedStore
-from fs.store.http import HttpLimits
+from fs.store.limits import HttpLimits
 from fs.store.mirrors import open_mirrors
 from fs.store.places import Storage
 from fs.store.reading import BytesReceiver, Request, StorageReader

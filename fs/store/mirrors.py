@@ -2,17 +2,11 @@
 
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from pathlib import Path
-from urllib.parse import unquote, urlsplit
 
-import httpx
-
-from fs.errors import RefusedError
-from fs.store.directory import DirectoryReader
-from fs.store.failover import FailoverReader
-from fs.store.http import HttpLimits, HttpReader, open_http_client
+from fs.store.limits import HttpLimits
+from fs.store.network import RetrySettings, open_network
+from fs.store.proxies import ProxyGroups
 from fs.store.reading import StorageReader
-from fs.store.retrying import RetryingReader
 
 
 @asynccontextmanager
@@ -21,21 +15,15 @@ async def open_mirrors(
 ) -> AsyncIterator[StorageReader]:
     """A reader that asks the first of *urls* that answers, with retries.
 
+    Args:
+        urls: the mirrors, best first.
+        limits: for each request.
+        proxy: groups of proxies, as ProxyGroups.parse takes them.
+        retries: further attempts.
+
     Raises:
-        RefusedError: a URL is neither http, https nor file.
+        RefusedError: a URL is neither http, https nor file, or a proxy none that can be used.
     """
-    limits = limits or HttpLimits()
-    async with open_http_client(limits, proxy=proxy) as client:
-        readers = [RetryingReader(_reader(url, client, limits), retries=retries) for url in urls]
-        yield FailoverReader(readers)
-
-
-def _reader(url: str, client: httpx.AsyncClient, limits: HttpLimits) -> StorageReader:
-    parts = urlsplit(url)
-    match parts.scheme:
-        case "http" | "https":
-            return HttpReader(url, client, limits)
-        case "file":
-            return DirectoryReader(Path(unquote(parts.path)))
-        case _:
-            raise RefusedError(f"{url} is no URL that can be read: http, https and file can")
+    groups = None if proxy is None else ProxyGroups.parse(proxy)
+    async with open_network(limits=limits, proxies=groups, retries=RetrySettings(retries)) as network:
+        yield network.mirrors(urls)

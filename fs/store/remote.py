@@ -6,19 +6,15 @@ The asynchronous readers, with their retries and their change of mirrors, do the
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, cast
-from urllib.parse import unquote, urlsplit
 
 from anyio.from_thread import BlockingPortal, start_blocking_portal
 
-from fs.errors import AbsentError, CorruptError, RefusedError
+from fs.errors import AbsentError, CorruptError
 from fs.format.hashes import Hash, Suffix
-from fs.store.directory import DirectoryReader
-from fs.store.failover import FailoverReader
-from fs.store.http import HttpLimits, HttpReader, open_http_client
+from fs.store.limits import HttpLimits
+from fs.store.network import RetrySettings, open_network
 from fs.store.reading import BytesReceiver, Part, Request, StorageReader
-from fs.store.retrying import RetryingReader
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -132,15 +128,5 @@ def open_remote(urls: Sequence[str], limits: HttpLimits | None = None) -> Iterat
 
 @asynccontextmanager
 async def _mirrors(urls: Sequence[str], limits: HttpLimits | None) -> "AsyncIterator[StorageReader]":
-    chosen = limits or HttpLimits()
-    async with open_http_client(chosen) as client:
-        readers: list[StorageReader] = []
-        for url in urls:
-            parts = urlsplit(url)
-            if parts.scheme in ("http", "https"):
-                readers.append(HttpReader(url, client, chosen))
-            elif parts.scheme == "file":
-                readers.append(DirectoryReader(Path(unquote(parts.path))))
-            else:
-                raise RefusedError(f"{url} is no URL that can be read: http, https and file can")
-        yield FailoverReader([RetryingReader(reader, retries=_RETRIES) for reader in readers])
+    async with open_network(limits=limits, retries=RetrySettings(_RETRIES)) as network:
+        yield network.mirrors(urls)

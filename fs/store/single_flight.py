@@ -12,7 +12,7 @@ K = TypeVar("K", bound=Hashable)
 
 @dataclass(slots=True, eq=False)
 class _Flight(Generic[T]):
-    landed: anyio.Event = field(default_factory=anyio.Event)
+    landed: anyio.Event | None = None  # made by the first who waits
     results: list[T] = field(default_factory=list)
     error: Exception | None = None
 
@@ -30,6 +30,8 @@ class SingleFlight(Generic[K, T]):
     async def run(self, key: K, work: Callable[[], Awaitable[T]]) -> T:
         """The result of *work*, which must be the same whoever asks for *key*."""
         while (flight := self._flights.get(key)) is not None:
+            if flight.landed is None:
+                flight.landed = anyio.Event()
             await flight.landed.wait()
             if flight.error is not None:
                 raise flight.error
@@ -46,4 +48,5 @@ class SingleFlight(Generic[K, T]):
             return result
         finally:
             del self._flights[key]
-            flight.landed.set()
+            if flight.landed is not None:
+                flight.landed.set()

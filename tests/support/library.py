@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -20,10 +20,9 @@ from fs.client.objects import Objects
 from fs.client.operations import Operations
 from fs.client.repository import Repository, Selection
 from fs.format.trust import load_public_keys
-from fs.store.directory import DirectoryReader
-from fs.store.failover import FailoverReader
-from fs.store.http import HttpLimits, HttpReader, open_http_client
-from fs.store.retrying import RetryingReader
+from fs.store.limits import HttpLimits
+from fs.store.network import RetrySettings, open_network
+from fs.store.proxies import ProxyGroups
 
 
 @dataclass
@@ -111,23 +110,25 @@ def opened(
     limits: HttpLimits | None = None,
     quota_bytes: int = 1 << 30,
     now: datetime | None = None,
+    proxies: ProxyGroups | None = None,
 ) -> Iterator[Library]:
     """Open the repository *name* at *urls* (http or a plain directory) in a loop of its own."""
-    limits = limits or HttpLimits()
     anchor = Anchor(name, load_public_keys(public_key.read_bytes()))
     objects_on_disk = ObjectCache(cache, quota_bytes)
     objects_on_disk.start()
     facts = MountFacts()
-    with start_blocking_portal("trio") as portal:
-        client = open_http_client(limits)
+    with start_blocking_portal("trio") as portal, ExitStack() as stack:
+        network_context = portal.wrap_async_context_manager(
+            open_network(limits=limits, proxies=proxies, retries=RetrySettings(backoff_s=0.01))
+        )
+        network = stack.enter_context(network_context)
 
-        def reader(url: str) -> RetryingReader:
-            inner = HttpReader(url, client, limits) if url.startswith("http") else DirectoryReader(Path(url))
-            return RetryingReader(inner, backoff_s=0.01)
+        def places(urls: Sequence[str]) -> list[str]:
+            return [url if url.startswith("http") else Path(url).as_uri() for url in urls]
 
         async def start() -> tuple[Repository, Operations]:
-            mirrors = FailoverReader([reader(url) for url in urls])
-            outside = FailoverReader([reader(external)]) if external is not None else None
+            mirrors = network.mirrors(places(urls))
+            outside = network.mirrors(places([external])) if external is not None else None
             catalogs = Catalogs(Objects(objects_on_disk, mirrors, outside))
             repository = Repository(
                 anchor, mirrors, catalogs, selection=selection, now=lambda: now or datetime.now(UTC)
@@ -141,6 +142,6 @@ def opened(
         try:
             repository, operations = portal.call(start)
             yield Library(portal, repository, operations, facts)
+            portal.call(repository.objects.settle)
         finally:
-            portal.call(client.aclose)
             objects_on_disk.close()

@@ -11,7 +11,7 @@ import structlog
 from structlog.testing import capture_logs
 
 from fs.errors import AbsentError, CorruptError, FsError, NotTrustedError, RollbackError, UnreachableError
-from fs.store.http import HttpLimits
+from fs.store.limits import HttpLimits
 from tests.support.flaky_origin import Answer, absent, broken, cut, endless, flaky_origin, flipped, login_page
 from tests.support.library import Library, opened
 from tests.support.published import Published, publish
@@ -238,6 +238,7 @@ def test_the_cache_keeps_to_its_quota_and_goes_on_serving(published: Published, 
         for _ in range(2):
             for name, content in files.items():
                 assert library.content(f"/{name}".encode()) == content
+                library.run(library.repository.objects.settle)
                 used = sum(file.stat().st_size for file in _cached_files(tmp_path / "c"))
                 assert used <= quota
                 assert used == library.repository.objects.cache.used_bytes

@@ -9,7 +9,8 @@ import pytest
 
 from fs.errors import AbsentError, CorruptError, FsError, RefusedError, UnreachableError
 from fs.store.failover import FailoverReader
-from fs.store.http import HttpLimits, HttpReader, open_http_client, without_secrets
+from fs.store.http import HttpReader, open_http_client, without_secrets
+from fs.store.limits import HttpLimits
 from fs.store.reading import BytesReceiver, Part, Receiver, Request
 from fs.store.retrying import RetryingReader
 from fs.store.single_flight import SingleFlight

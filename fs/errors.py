@@ -71,6 +71,10 @@ class RefusedError(FsError):
     """A request that breaks a rule of the format or a limit; the message names both."""
 
 
+class MountingError(FsError):
+    """The kernel refuses a mount, or what is mounted does not work."""
+
+
 class UnreachableError(FsError):
     """A store that does not answer, or not in time."""
 

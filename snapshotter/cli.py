@@ -9,6 +9,7 @@ from fs.runtime.exits import Exit
 from fs.runtime.output import command_errors, print_json, progress, say
 
 _CONTAINERD = Path("/run/containerd/containerd.sock")
+_ROOT = Path("/var/lib/unpackd-snapshotter")
 _PLUGIN = "cvmfs-snapshotter"  # the name that nerdctl knows
 
 
@@ -103,6 +104,7 @@ def doctor(
     containerd: Annotated[Path, typer.Option(help="Socket of containerd.")] = _CONTAINERD,
     snapshotter: Annotated[str, typer.Option(help="Name of the plugin in containerd's configuration.")] = _PLUGIN,
     mountpoint: Annotated[Path | None, typer.Option(help="Repository to look at, where it is mounted.")] = None,
+    root: Annotated[Path, typer.Option(help="Directory of the snapshotter.")] = _ROOT,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")] = False,
 ) -> None:
     """Try what works on this machine, and say what to do about the rest. Exit 1 if something is broken.
@@ -116,7 +118,7 @@ def doctor(
     from snapshotter.doctor import Verdict, examine
 
     async def look() -> None:
-        checks = await examine(containerd=containerd, plugin=snapshotter, mountpoint=mountpoint)
+        checks = await examine(containerd=containerd, plugin=snapshotter, mountpoint=mountpoint, root=root)
         if as_json:
             print_json({"checks": [dataclasses.asdict(check) for check in checks]})
         else:

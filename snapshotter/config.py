@@ -4,6 +4,7 @@ import os
 import re
 import tomllib
 from collections.abc import Mapping
+from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,17 @@ DEFAULT_ROOT = Path("/var/lib/unpackd-snapshotter")
 _TABLE = "snapshotter"
 
 
+class RootForm(StrEnum):
+    """How a whole root file system becomes the lower layer of containers."""
+
+    AUTO = "auto"
+    """``EROFS`` where this machine and the image allow it, else ``FUSE``."""
+    EROFS = "erofs"
+    """The same, but do not start on a machine that does not allow it."""
+    FUSE = "fuse"
+    """The tree in the mounted repository."""
+
+
 class SnapshotterSettings(BaseSettings):
     """Everything that can be set."""
 
@@ -34,6 +46,8 @@ class SnapshotterSettings(BaseSettings):
         description="Serve layers by the label cri.layer-digest from a repository that has no ChainIDs (DUCC's). "
         "Only where containerd sets that label itself: else an image's author can claim another layer's ChainID.",
     )
+
+    rootfs: RootForm = Field(RootForm.AUTO, description="How root file systems are given to containers.")
 
     @field_validator("mountpoint", "address", "root")
     @classmethod

@@ -13,7 +13,7 @@ from pathlib import Path, PurePath
 from typing import TypeVar, assert_never
 
 from snapshotter.errors import LayerUnavailableError
-from snapshotter.filesystem import FoundLayer
+from snapshotter.filesystem import FoundLayer, RootImage
 from snapshotter.hanging import PatientThreads, ThreadsExhaustedError
 from snapshotter.labels import RootOwner, WantedLayer
 from snapshotter.snapshots import LayerSource, SourceKind, sha256_digits
@@ -61,6 +61,12 @@ class CvmfsLayers:
                 return self._mountpoint / ".layers" / source.hex[:_PREFIX_LENGTH] / source.hex / "layerfs"
             case _:
                 assert_never(source.kind)
+
+    def root_image(self, source: LayerSource) -> RootImage | None:
+        """See LayerFilesystem.root_image."""
+        if source.kind is not SourceKind.CHAIN_FLAT:
+            return None
+        return RootImage(file=self._chain(source.hex) / "rootfs.erofs", data=self._mountpoint)
 
     def _chain(self, digits: str) -> Path:
         return self._chains() / digits[:_PREFIX_LENGTH] / digits

@@ -4,6 +4,10 @@
 ``metadata.db``         the metastore
 ``s/<number>/fs``       content of an ordinary snapshot; ``work`` beside it is the overlay's work directory
 ``l/<number>``          symlink to the content of a committed snapshot, here or in the repository
+``e/<number>``          local copy of the metadata image of a whole root file system
+``m/<number>``          where that image is mounted
+``d``                   symlink to the data that metadata images name
+``rootfs.json``         how root file systems are given to containers, for ``unpackd doctor``
 ``t/``                  what is being made, and what is to be deleted
 ``lock``                held while a snapshotter uses the directory
 ======================  ==============================================================================
@@ -33,13 +37,13 @@ import structlog
 from fs.runtime.files import sync_directory
 from snapshotter.errors import ConfigurationError, StateError, StateLockedError
 from snapshotter.labels import RootOwner
+from snapshotter.mountinfo import mount_points
 from snapshotter.snapshots import Usage
 
 _log = structlog.get_logger()
-_OWN = re.compile(r"[slt]|lock|metadata\.db.*")
+_OWN = re.compile(r"[slemtd]|lock|metadata\.db.*|\.?rootfs\.json.*")
 _BLOCK_BYTES = 512  # unit of st_blocks
 _UNUSABLE = frozenset(":,\\\n ")  # would end or split an overlay option
-_OCTAL_ESCAPES = (("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\"))
 
 
 class MeasuringCancelledError(Exception):
@@ -63,7 +67,7 @@ class Directories:
         if foreign:
             raise StateError(f"{self._root} holds {foreign[0]!r}, which is not ours: give a directory of its own")
         self._root.chmod(0o700)  # set-uid programs in layers are not for the users of this machine
-        for name in ("s", "l", "t"):
+        for name in ("s", "l", "e", "m", "t"):
             (self._root / name).mkdir(mode=0o700, exist_ok=True)
         if not self.metadata.exists() and any(_entries(self._root / "s")):
             raise StateError(
@@ -75,6 +79,37 @@ class Directories:
     def metadata(self) -> Path:
         """The metastore's file."""
         return self._root / "metadata.db"
+
+    @property
+    def path(self) -> Path:
+        """The directory itself."""
+        return self._root
+
+    @property
+    def scratch(self) -> Path:
+        """For what is made and thrown away at once."""
+        return self._root / "t"
+
+    @property
+    def form(self) -> Path:
+        """Where it is said how root file systems are given to containers."""
+        return self._root / "rootfs.json"
+
+    def image(self, number: int) -> Path:
+        """Local copy of a metadata image."""
+        return self._root / "e" / str(number)
+
+    def image_mount(self, number: int) -> Path:
+        """Where a metadata image is mounted."""
+        return self._root / "m" / str(number)
+
+    def mounted_images(self) -> tuple[Path, ...]:
+        """Where something is mounted now of what metadata images are mounted at; deepest and latest first."""
+        return tuple(point.path for point in reversed(mount_points()) if point.path.is_relative_to(self._root / "m"))
+
+    def data(self, place: Path) -> Path:
+        """The short name of the data at *place*."""
+        return _linked(self._root / "d", str(place))
 
     def lock(self) -> IO[str]:
         """Take the directory for this process until the given file is closed. Raises StateLockedError."""
@@ -122,16 +157,7 @@ class Directories:
 
     def lower(self, number: int, place: PurePath | None) -> Path:
         """The short name of a lower layer, made or corrected if need be; *place* is None for an ordinary one."""
-        target = f"../s/{number}/fs" if place is None else str(place)
-        link = self._root / "l" / str(number)
-        while True:  # two calls may do this at once, and agree
-            try:
-                if os.readlink(link) == target:  # noqa: PTH115  # compared as text
-                    return link
-                link.unlink(missing_ok=True)  # the repository is mounted elsewhere now
-            except FileNotFoundError:
-                with suppress(FileExistsError):
-                    link.symlink_to(target)
+        return _linked(self._root / "l" / str(number), f"../s/{number}/fs" if place is None else str(place))
 
     def measure(self, number: int, cancelled: threading.Event) -> Usage:
         """Disk space of an ordinary snapshot: blocks in use, hard links once.
@@ -156,9 +182,10 @@ class Directories:
         Must be called while nobody else writes to the metastore: then nothing in ``t/`` is being made.
         """
         known = {str(number) for number in kept}
-        for name in _entries(self._root / "l"):
-            if name not in known:
-                (self._root / "l" / name).unlink(missing_ok=True)
+        for folder in ("l", "e"):
+            for name in _entries(self._root / folder):
+                if name not in known and not name.startswith("."):  # those are being made
+                    (self._root / folder / name).unlink(missing_ok=True)
         for name in _entries(self._root / "s"):
             if name not in known:
                 (self._root / "s" / name).rename(self._garbage("gone"))
@@ -166,9 +193,9 @@ class Directories:
 
     def delete(self, garbage: tuple[Path, ...]) -> None:
         """Delete what was set aside. What cannot be deleted now stays garbage."""
-        mounted = _mount_points()
+        mounted = mount_points()
         for path in garbage:
-            if any(point.is_relative_to(path) for point in mounted):
+            if any(point.path.is_relative_to(path) for point in mounted):
                 _log.warning("garbage_is_mounted", path=str(path))  # deleting would reach into what is mounted
                 continue
             try:
@@ -183,6 +210,18 @@ class Directories:
 
     def _garbage(self, purpose: str) -> Path:
         return self._root / "t" / f"{purpose}-{secrets.token_hex(8)}"
+
+
+def _linked(link: Path, target: str) -> Path:
+    """*link* as a symlink to *target*."""
+    while True:  # two calls may do this at once, and agree
+        try:
+            if os.readlink(link) == target:  # noqa: PTH115  # compared as text
+                return link
+            link.unlink(missing_ok=True)  # the repository is mounted elsewhere now
+        except FileNotFoundError:
+            with suppress(FileExistsError):
+                link.symlink_to(target)
 
 
 def _entries(path: Path) -> list[str]:
@@ -208,17 +247,3 @@ def _walk(root: Path) -> Iterator[os.stat_result]:
         except OSError as error:
             if error.errno not in (errno.ENOENT, errno.ENOTDIR):
                 raise
-
-
-def _mount_points() -> tuple[Path, ...]:
-    """Where something is mounted in this mount namespace.
-
-    Source: proc(5), ``/proc/pid/mountinfo``: the fifth field, with blanks as octal escapes.
-    """
-    points: list[Path] = []
-    for line in Path("/proc/self/mountinfo").read_text(encoding="utf-8", errors="surrogateescape").splitlines():
-        point = line.split(" ")[4]
-        for escape, character in _OCTAL_ESCAPES:
-            point = point.replace(escape, character)
-        points.append(Path(point))
-    return tuple(points)

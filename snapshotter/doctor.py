@@ -13,9 +13,13 @@ from pathlib import Path
 
 from google.protobuf.empty_pb2 import Empty
 
+from fs.errors import MountingError
+from fs.rootfs.mounting import probe
 from snapshotter._proto import introspection_pb2
+from snapshotter.config import RootForm
 from snapshotter.containerd import CALL_TIMEOUT_S, connected
 from snapshotter.errors import SnapshotterError
+from snapshotter.root_images import Decision
 
 _TIMEOUT_S = 20.0
 _SNAPSHOTTER_TYPE = "io.containerd.snapshotter.v1"
@@ -43,9 +47,10 @@ class Check:
     advice: str = ""
 
 
-async def examine(*, containerd: Path, plugin: str, mountpoint: Path | None) -> tuple[Check, ...]:
+async def examine(*, containerd: Path, plugin: str, mountpoint: Path | None, root: Path) -> tuple[Check, ...]:
     """Every check, in the order in which a reader wants them."""
-    checks = [check() for check in (_kernel, _fuse_device, _fusermount, _overlay, _data_only_lower_layers)]
+    checks = [check() for check in (_kernel, _fuse_device, _fusermount, _overlay)]
+    checks.append(_root_file_systems(root))
     checks += await _containerd(containerd, plugin)
     if mountpoint is not None:
         checks.append(_repository(mountpoint))
@@ -109,19 +114,30 @@ def _overlay() -> Check:
     )
 
 
-def _data_only_lower_layers() -> Check:
-    def options(folder: Path) -> str:
-        _made(folder, "lower", "data")
-        return f"lowerdir={folder}/lower::{folder}/data,metacopy=on,redirect_dir=on"
-
-    reason = _tried(options)
-    if reason is None:
-        return Check(name="data-only layers", verdict=Verdict.OK, found="overlay takes them")
+def _root_file_systems(root: Path) -> Check:
+    """What the snapshotter that uses *root* has decided; without one, what it would find."""
+    name = "root file systems"
+    decision = Decision.load(root / "rootfs.json")
+    try:
+        if decision is None:
+            with tempfile.TemporaryDirectory(prefix="unpackd-doctor.") as folder:
+                backing = probe(Path(folder))
+            return Check(name=name, verdict=Verdict.OK, found=f"EROFS metadata images can be mounted from a {backing}")
+    except (MountingError, OSError) as error:
+        decision = Decision(setting=RootForm.AUTO, form=RootForm.FUSE, reason=str(error))
+    if decision.form is RootForm.EROFS:
+        mounted = len(list((root / "m").iterdir())) if os.access(root / "m", os.R_OK) else 0
+        found = (
+            f"EROFS metadata images are used ({decision.reason}), {mounted} now; the log says where an image has none"
+        )
+        return Check(name=name, verdict=Verdict.OK, found=found)
     return Check(
-        name="data-only layers",
+        name=name,
         verdict=Verdict.LIMITED,
-        found=reason,
-        advice="containers start from the FUSE tree instead, which works and is slower",
+        found=f"trees of the FUSE mount are used: {decision.reason}",
+        advice='containers work and are slower; set rootfs = "auto"'
+        if decision.setting is RootForm.FUSE
+        else "containers work and are slower; Linux 6.12, or 6.5 with loop devices, and EROFS in the kernel are needed",
     )
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import PurePath
+from pathlib import Path, PurePath
 from typing import Protocol
 
 from snapshotter.labels import RootOwner, WantedLayer
@@ -18,6 +18,14 @@ class FoundLayer:
     """ChainID of the layer below; None for the first layer of a chain."""
     parent_known: bool = True
     """False if the repository does not say what the layer stands on."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RootImage:
+    """Where the metadata image of a whole root file system is, and the data that its files name."""
+
+    file: Path
+    data: Path
 
 
 class LayerFilesystem(Protocol):
@@ -41,4 +49,8 @@ class LayerFilesystem(Protocol):
 
     def path(self, source: LayerSource) -> PurePath:
         """Directory of a layer. Looks at nothing."""
+        ...
+
+    def root_image(self, source: LayerSource) -> RootImage | None:
+        """The metadata image of a layer, which need not be there; None if layers of this kind have none."""
         ...

@@ -14,7 +14,7 @@ from typing import Any
 
 from snapshotter.errors import SnapshotNotFoundError, StateError
 from snapshotter.labels import SNAPSHOT_REF
-from snapshotter.snapshots import Info, Kind, LayerSource, Snapshot, Usage
+from snapshotter.snapshots import Info, Kind, LayerSource, Snapshot, SourceKind, Usage
 
 _VERSION = 1
 _BUSY_TIMEOUT_S = 10
@@ -48,6 +48,16 @@ WITH RECURSIVE chain (number, depth) AS (
     UNION ALL
     SELECT snapshot.parent, depth + 1 FROM chain JOIN snapshot USING (number) WHERE snapshot.parent IS NOT NULL
 )
+"""
+
+_ROOTS_IN_USE = """
+WITH RECURSIVE below (number) AS (
+    SELECT parent FROM snapshot WHERE kind <> :committed AND parent IS NOT NULL
+    UNION
+    SELECT snapshot.parent FROM below JOIN snapshot USING (number)
+    WHERE snapshot.parent IS NOT NULL AND (snapshot.source IS NULL OR snapshot.source NOT LIKE :whole)
+)
+SELECT number, source FROM below JOIN snapshot USING (number) WHERE source LIKE :whole
 """
 
 
@@ -95,6 +105,11 @@ class Reading:
     def numbers(self) -> frozenset[int]:
         """Numbers of all snapshots."""
         return frozenset(row[0] for row in self._connection.execute("SELECT number FROM snapshot"))
+
+    def roots_in_use(self) -> dict[int, LayerSource]:
+        """The whole root file systems on which Active snapshots and Views stand, by the numbers of their snapshots."""
+        values = {"committed": Kind.COMMITTED, "whole": f"{SourceKind.CHAIN_FLAT}:%"}
+        return {number: LayerSource.parse(source) for number, source in self._connection.execute(_ROOTS_IN_USE, values)}
 
     def _one(self, query: str, *values: object) -> Snapshot | None:
         row = self._connection.execute(query, values).fetchone()

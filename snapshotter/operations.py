@@ -32,7 +32,8 @@ from snapshotter.labels import (
     wanted_layer,
 )
 from snapshotter.metastore import Metastore, Reading
-from snapshotter.mounts import Mount, OverlayTraits, active_mounts, view_mounts
+from snapshotter.mounts import Lowers, Mount, OverlayTraits, active_mounts, view_mounts
+from snapshotter.root_images import MountedRoot, RootImages
 from snapshotter.snapshots import (
     Info,
     Kind,
@@ -78,6 +79,14 @@ class _Stack:
         """The members that lie in the repository."""
         return tuple(member.source for member in self.members if member.source is not None)
 
+    @property
+    def whole(self) -> tuple[int, LayerSource] | None:
+        """Number and place of the whole root file system at the bottom, if there is one."""
+        if not self.members:
+            return None
+        lowest = self.members[-1]
+        return (lowest.number, lowest.source) if lowest.source is not None and lowest.source.is_whole else None
+
 
 class Snapshotter:
     """All operations over one state directory and one repository.
@@ -88,9 +97,10 @@ class Snapshotter:
         layers: the repository.
         traits: options of overlay mounts on this machine.
         now_ns: the clock.
+        images: metadata images of root file systems; None if they are not used on this machine.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  # collaborators, all by name
         self,
         *,
         directories: Directories,
@@ -98,12 +108,14 @@ class Snapshotter:
         layers: LayerFilesystem,
         traits: OverlayTraits,
         now_ns: Callable[[], int],
+        images: RootImages | None = None,
     ) -> None:
         self._directories = directories
         self._metastore = metastore
         self._layers = layers
         self._traits = traits
         self._now_ns = now_ns
+        self._images = images
         self._limiter = anyio.CapacityLimiter(_THREADS)
 
     async def prepare(self, key: str, parent: str, labels: Mapping[str, str]) -> tuple[Mount, ...]:
@@ -138,7 +150,8 @@ class Snapshotter:
 
         snapshot, stack = await self._blocking(look)
         await self._layers.check(stack.sources)
-        return await self._blocking(self._mounts, snapshot, stack)
+        root = await self._mounted_root(snapshot, stack)
+        return await self._blocking(self._mounts, snapshot, stack, root)
 
     async def commit(self, name: str, key: str, parent: str, labels: Mapping[str, str]) -> None:
         """Turn the Active snapshot *key* into the Committed one *name*.
@@ -255,7 +268,13 @@ class Snapshotter:
     async def cleanup(self) -> None:
         """Delete the data of removed snapshots and what crashes have left."""
 
+        def in_use() -> Mapping[int, LayerSource]:
+            with self._metastore.reading() as rows:
+                return rows.roots_in_use()
+
         def set_aside() -> tuple[Path, ...]:
+            if self._images is not None:
+                self._images.release(in_use)
             with self._metastore.writing() as rows:
                 return self._directories.set_aside(rows.numbers())
 
@@ -341,21 +360,32 @@ class Snapshotter:
             owner = owners[0] if top_is_remote else None
             snapshot = await self._blocking(make, stack, owner)
             if snapshot is not None:  # None: the parent was replaced meanwhile by another one of its name
-                return await self._blocking(self._mounts, snapshot, stack)
+                root = await self._mounted_root(snapshot, stack)
+                return await self._blocking(self._mounts, snapshot, stack, root)
 
     def _local_owner(self, stack: _Stack) -> RootOwner | None:
         """Owner of the root directory of an ordinary parent."""
         return self._directories.owner_of(stack.members[0].number) if stack.members else None
 
-    def _mounts(self, snapshot: Snapshot, stack: _Stack) -> tuple[Mount, ...]:
-        """The mounts of an Active snapshot or a View: a function of the rows, so always the same."""
-        lowers = [
+    async def _mounted_root(self, snapshot: Snapshot, stack: _Stack) -> MountedRoot | None:
+        """The metadata image of the root file system at the bottom, mounted; None if the tree itself is to be used."""
+        whole = stack.whole
+        if self._images is None or whole is None or _id_mapping(snapshot):
+            return None  # a client that maps IDs takes the option with the lower directories apart
+        return await self._images.lower(*whole)
+
+    def _mounts(self, snapshot: Snapshot, stack: _Stack, root: MountedRoot | None) -> tuple[Mount, ...]:
+        """The mounts of an Active snapshot or a View."""
+        paths = [
             self._directories.lower(member.number, None if member.source is None else self._layers.path(member.source))
             for member in stack.members
         ]
-        labels = snapshot.info.labels
-        mapping = (("uidmap", labels.get(UID_MAPPING)), ("gidmap", labels.get(GID_MAPPING)))
-        id_mapping = tuple(f"{option}={value}" for option, value in mapping if value)
+        lowers = Lowers(layers=tuple(paths), whole=stack.whole is not None)
+        if root is not None:
+            imaged = replace(lowers, layers=(*paths[:-1], root.meta), data=root.data)
+            if imaged.is_short:
+                lowers = imaged
+        id_mapping = _id_mapping(snapshot)
         content = self._directories.content(snapshot.number)
         if snapshot.info.kind is Kind.VIEW:
             return view_mounts(own=content, lowers=lowers, traits=self._traits, id_mapping=id_mapping)
@@ -375,6 +405,12 @@ class Snapshotter:
     async def _blocking(self, function: Callable[[*_Arguments], _T], *arguments: *_Arguments) -> _T:
         """Result of *function* from a worker thread, which is waited for also when the call is cancelled."""
         return await anyio.to_thread.run_sync(function, *arguments, limiter=self._limiter)
+
+
+def _id_mapping(snapshot: Snapshot) -> tuple[str, ...]:
+    labels = snapshot.info.labels
+    mapping = (("uidmap", labels.get(UID_MAPPING)), ("gidmap", labels.get(GID_MAPPING)))
+    return tuple(f"{option}={value}" for option, value in mapping if value)
 
 
 def _check_place(rows: Reading, key: str, parent: str) -> Snapshot | None:

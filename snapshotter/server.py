@@ -13,13 +13,14 @@ import grpc
 import structlog
 
 from snapshotter._proto import snapshots_pb2_grpc as stubs
-from snapshotter.config import SnapshotterSettings
+from snapshotter.config import RootForm, SnapshotterSettings
 from snapshotter.cvmfs import CvmfsLayers
 from snapshotter.directories import Directories
 from snapshotter.errors import ConfigurationError, StateLockedError
 from snapshotter.metastore import Metastore
 from snapshotter.mounts import OverlayTraits
 from snapshotter.operations import Snapshotter
+from snapshotter.root_images import RootImages, decide
 from snapshotter.service import SnapshotsService
 
 _log = structlog.get_logger()
@@ -49,12 +50,21 @@ async def serve(settings: SnapshotterSettings) -> None:
                 timeout_s=settings.layer_timeout_s,
                 by_layer_digest=settings.by_layer_digest,
             )
+            traits = overlay_traits()
+            decision = decide(settings.rootfs, directories.scratch, traits)
+            decision.store(directories.form)
+            _log.info("root_file_systems", form=str(decision.form), reason=decision.reason)
+            images = RootImages(directories, layers, traits, clock=time.monotonic)
+            native = decision.form is RootForm.EROFS
+            with metastore.reading() as rows:
+                images.restore(rows.roots_in_use() if native else ())
             snapshotter = Snapshotter(
                 directories=directories,
                 metastore=metastore,
                 layers=layers,
-                traits=overlay_traits(),
+                traits=traits,
                 now_ns=time.time_ns,
+                images=images if native else None,
             )
             await _listen(SnapshotsService(snapshotter), settings)
         finally:
@@ -64,9 +74,12 @@ async def serve(settings: SnapshotterSettings) -> None:
 def overlay_traits() -> OverlayTraits:
     """What overlay mounts need on this machine."""
     ids = Path("/proc/self/uid_map").read_text(encoding="ascii").split()
+    parameters = Path("/sys/module/overlay/parameters")
+    in_user_namespace = ids != _WHOLE_ID_RANGE
     return OverlayTraits(
-        index_off=Path("/sys/module/overlay/parameters/index").exists(),
-        userxattr=ids != _WHOLE_ID_RANGE,
+        index_off=(parameters / "index").exists(),
+        userxattr=in_user_namespace,
+        metadata_only=(parameters / "metacopy").exists() and not in_user_namespace,
     )
 
 

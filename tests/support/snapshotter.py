@@ -1,5 +1,6 @@
 """The snapshotter as a process of its own, a directory laid out like a repository, and a client."""
 
+import os
 import shutil
 import signal
 import subprocess
@@ -13,9 +14,11 @@ from typing import Any
 
 import grpc
 
+from fs.rootfs.erofs import build_metadata_image
 from snapshotter._proto import snapshots_pb2, snapshots_pb2_grpc
 from snapshotter.snapshots import chain_ids
 from tests.support.processes import running, stop, unmount_below, wait_until
+from tests.support.trees import load
 
 UNPACKD = Path(sys.executable).with_name("unpackd")
 REF = "containerd.io/snapshot.ref"
@@ -63,6 +66,17 @@ class FakeRepository:
             (content / name).write_text(text)
         (self.chain(chain_id) / "flat").symlink_to(f"../../../../{content.relative_to(self.root)}")
         return content
+
+    def add_root_image(self, chain_id: str) -> Path:
+        """Publish the metadata image of a chain's flat tree, as a converter would; gives its path."""
+        flat = (self.chain(chain_id) / "flat").resolve()
+        place = b"/" + os.fsencode(flat.relative_to(self.root.resolve()))
+        image = build_metadata_image(
+            load(flat), lambda path, node: place + path if node.content and node.content.size else None
+        )
+        file = self.chain(chain_id) / "rootfs.erofs"
+        file.write_bytes(image)
+        return file
 
 
 class SnapshotsClient:

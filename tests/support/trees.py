@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from fs.format.tree import Content, Node
+
 READ_BYTES = 1 << 20
 
 
@@ -91,3 +93,27 @@ def differences(expected: dict[bytes, Described], found: dict[bytes, Described])
             fields = [name for name in Described.__slots__ if getattr(wanted, name) != getattr(got, name)]
             lines += [f"{path!r}: {name} is {getattr(got, name)!r}, not {getattr(wanted, name)!r}" for name in fields]
     return lines
+
+
+def load(root: Path) -> Node:
+    """The tree below *root* as nodes; of contents only the sizes are right."""
+    return _load(os.fsencode(root), {})
+
+
+def _load(path: bytes, seen: dict[tuple[int, int], Node]) -> Node:
+    status = os.lstat(path)
+    key = (status.st_dev, status.st_ino)
+    if key in seen:
+        return seen[key]
+    node = Node(mode=status.st_mode, uid=status.st_uid, gid=status.st_gid, mtime_ns=status.st_mtime_ns)
+    seen[key] = node
+    node.rdev = status.st_rdev
+    names = os.listxattr(path, follow_symlinks=False)
+    node.xattrs = {os.fsencode(name): os.getxattr(path, name, follow_symlinks=False) for name in names}
+    if stat.S_ISREG(status.st_mode):
+        node.content = Content(status.st_size, None)
+    elif stat.S_ISLNK(status.st_mode):
+        node.target = os.readlink(path)
+    elif stat.S_ISDIR(status.st_mode):
+        node.children = {name: _load(path + b"/" + name, seen) for name in os.listdir(path)}
+    return node

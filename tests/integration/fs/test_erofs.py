@@ -9,31 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from fs.format.tree import Content, Node
 from fs.rootfs.erofs import build_metadata_image
 from tests.support.processes import require_tool
-from tests.support.trees import describe, differences
+from tests.support.trees import describe, differences, load
 
 pytestmark = pytest.mark.root
-
-
-def load(path: bytes, seen: dict[tuple[int, int], Node]) -> Node:
-    status = os.lstat(path)
-    key = (status.st_dev, status.st_ino)
-    if key in seen:
-        return seen[key]
-    node = Node(mode=status.st_mode, uid=status.st_uid, gid=status.st_gid, mtime_ns=status.st_mtime_ns)
-    seen[key] = node
-    node.rdev = status.st_rdev
-    names = os.listxattr(path, follow_symlinks=False)
-    node.xattrs = {os.fsencode(name): os.getxattr(path, name, follow_symlinks=False) for name in names}
-    if stat.S_ISREG(status.st_mode):
-        node.content = Content(status.st_size, None)
-    elif stat.S_ISLNK(status.st_mode):
-        node.target = os.readlink(path)
-    elif stat.S_ISDIR(status.st_mode):
-        node.children = {name: load(path + b"/" + name, seen) for name in os.listdir(path)}
-    return node
 
 
 @pytest.fixture
@@ -80,7 +60,7 @@ def test_metadata_image_over_its_data_is_the_tree(tree: Path, tmp_path: Path) ->
     if tuple(map(int, os.uname().release.split(".")[:2])) < (6, 5):
         pytest.skip("data-only lower layers need Linux 6.5")
     os.truncate(tree / "sparse", 1 << 24)  # the content is compared, too
-    image = build_metadata_image(load(os.fsencode(tree), {}), lambda path, _: path)
+    image = build_metadata_image(load(tree), lambda path, _: path)
     file = tmp_path / "meta.erofs"
     file.write_bytes(image)
     expected = describe(tree)
@@ -96,7 +76,7 @@ def test_metadata_image_over_its_data_is_the_tree(tree: Path, tmp_path: Path) ->
 def test_fsck_accepts_the_image(tree: Path, tmp_path: Path) -> None:
     require_tool("fsck.erofs")
     file = tmp_path / "meta.erofs"
-    file.write_bytes(build_metadata_image(load(os.fsencode(tree), {}), lambda path, _: path))
+    file.write_bytes(build_metadata_image(load(tree), lambda path, _: path))
 
     done = subprocess.run(["fsck.erofs", file], check=False, capture_output=True, text=True, timeout=60)
 
@@ -104,6 +84,6 @@ def test_fsck_accepts_the_image(tree: Path, tmp_path: Path) -> None:
 
 
 def test_equal_trees_give_equal_images(tree: Path) -> None:
-    first, second = (build_metadata_image(load(os.fsencode(tree), {}), lambda path, _: path) for _ in range(2))
+    first, second = (build_metadata_image(load(tree), lambda path, _: path) for _ in range(2))
 
     assert first == second

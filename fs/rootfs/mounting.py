@@ -1,0 +1,189 @@
+"""Mounting metadata images, and trying whether the kernel can use them. Linux; needs the right to mount."""
+
+import ctypes
+import errno
+import os
+import stat
+import subprocess
+import threading
+from collections import deque
+from collections.abc import Callable
+from contextlib import suppress
+from enum import StrEnum
+from pathlib import Path
+from typing import TypeVar
+
+from fs.errors import MountingError
+from fs.format.tree import Content, Node
+from fs.rootfs.erofs import build_metadata_image
+from fs.rootfs.overlay import METADATA_ONLY, lowerdir
+
+_T = TypeVar("_T")
+_libc = ctypes.CDLL(None, use_errno=True)
+_CLONE_NEWNS = 0x00020000
+_MS_RDONLY = 1
+_MS_REC = 0x4000
+_MS_SLAVE = 1 << 19
+_MNT_DETACH = 2
+_UMOUNT_NOFOLLOW = 8
+_LOOP_TIMEOUT_S = 20.0
+_LOOKED_AT_LIMIT = 2000
+_TEXT = b"data"
+
+
+class Backing(StrEnum):
+    """How the kernel reads an image."""
+
+    FILE = "file"
+    """From the file itself: Linux 6.12 or newer."""
+    LOOP = "loop"
+    """Through a loop device, which goes when the image is unmounted."""
+
+
+def mount(kind: str, source: str, point: Path, flags: int, options: str) -> None:
+    """Mount *source* at *point* by the system call. Raises OSError."""
+    arguments = (source.encode(), os.fsencode(point), kind.encode(), ctypes.c_ulong(flags), options.encode())
+    if _libc.mount(*arguments) != 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number), str(point))
+
+
+def mount_image(image: Path, point: Path) -> Backing:
+    """Mount the EROFS *image*, a file on a local file system, read-only. Raises MountingError."""
+    try:
+        mount("erofs", str(image), point, _MS_RDONLY, "")
+    except OSError as error:
+        if error.errno != errno.ENOTBLK:  # the answer of kernels that want a block device
+            raise MountingError(f"EROFS image: {error.strerror}") from error
+    else:
+        return Backing.FILE
+    command = ["mount", "-t", "erofs", "-o", "ro,loop", str(image), str(point)]
+    try:
+        subprocess.run(command, check=True, capture_output=True, text=True, timeout=_LOOP_TIMEOUT_S)
+    except subprocess.CalledProcessError as error:
+        raise MountingError(f"EROFS image through a loop device: {error.stderr.strip()}") from error
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise MountingError(f"EROFS image through a loop device: {error}") from error
+    return Backing.LOOP
+
+
+def unmount(point: Path) -> None:
+    """Take the uppermost mount away from *point*; overlays that stand on it keep it. Nothing happens if none is there.
+
+    Never forced: that would be felt by others. Raises MountingError.
+    """
+    if _libc.umount2(os.fsencode(point), _MNT_DETACH | _UMOUNT_NOFOLLOW) != 0:
+        number = ctypes.get_errno()
+        if number not in (errno.EINVAL, errno.ENOENT):
+            raise MountingError(f"{point} cannot be unmounted: {os.strerror(number)}")
+
+
+def in_own_namespace(function: Callable[[], _T]) -> _T:
+    """Result of *function*, run in a thread with a mount namespace of its own: whatever it mounts goes with it.
+
+    Raises:
+        MountingError: such a namespace is not to be had.
+    """
+    outcome: list[Callable[[], _T]] = []
+
+    def work() -> None:
+        try:
+            _leave_namespace()
+            value = function()
+        except BaseException as error:  # noqa: BLE001  # carried to the caller, whatever it is
+            failure = error
+
+            def fail() -> _T:
+                raise failure
+
+            outcome.append(fail)
+        else:
+            outcome.append(lambda: value)
+
+    thread = threading.Thread(target=work, name="mounting", daemon=True)
+    thread.start()
+    thread.join()
+    return outcome[0]()
+
+
+def _leave_namespace() -> None:
+    """Give the calling thread a copy of the mount namespace; what it mounts is not for others."""
+    if _libc.unshare(_CLONE_NEWNS) != 0:
+        reason = os.strerror(ctypes.get_errno())
+        raise MountingError(f"no mount namespace of its own: {reason}")
+    mount("none", "none", Path("/"), _MS_REC | _MS_SLAVE, "")
+
+
+def probe(folder: Path) -> Backing:
+    """Try all that is needed on this machine: an image, its data, a writable layer over both in the empty *folder*.
+
+    Raises:
+        MountingError: something does not work; the message says what.
+    """
+    root = Node(mode=stat.S_IFDIR | 0o755)
+    root.children[b"file"] = Node(mode=stat.S_IFREG | 0o644, content=Content(len(_TEXT), None))
+    image, meta, data, upper, work, merged = (
+        folder / name for name in ("image", "meta", "data", "upper", "work", "merged")
+    )
+    for made in (meta, data, upper, work, merged):
+        made.mkdir()
+    image.write_bytes(build_metadata_image(root, lambda _path, _node: b"/object"))
+    (data / "object").write_bytes(_TEXT)
+
+    def attempt() -> Backing:
+        backing = mount_image(image, meta)
+        options = (*METADATA_ONLY, f"upperdir={upper}", f"workdir={work}", lowerdir([meta], data))
+        try:
+            mount("overlay", "overlay", merged, 0, ",".join(options))
+            merged_file = merged / "file"
+            merged_file.chmod(0o600)
+            with merged_file.open("ab") as stream:
+                stream.write(_TEXT)
+            read = merged_file.read_bytes()
+        except OSError as error:
+            raise MountingError(f"overlay over an EROFS image with a data-only layer: {error.strerror}") from error
+        if read != 2 * _TEXT:
+            raise MountingError("overlay over an EROFS image with a data-only layer shows other bytes")
+        return backing
+
+    return in_own_namespace(attempt)
+
+
+def try_layers(meta: Path, data: Path, point: Path, options: tuple[str, ...] = ()) -> None:
+    """Try the image that is mounted at *meta* over the real *data*: can a file be opened?
+
+    Args:
+        meta: where the image is mounted.
+        data: the data-only layer.
+        point: any directory; nobody else sees what is mounted there.
+        options: more options of overlay.
+
+    Raises:
+        MountingError: no; the message says why. Hangs for as long as *data* does.
+    """
+
+    def attempt() -> None:
+        try:
+            mount("overlay", "overlay", point, _MS_RDONLY, ",".join((*METADATA_ONLY, *options, lowerdir([meta], data))))
+            file = _file_with_data(point)
+            if file is not None:
+                os.close(os.open(file, os.O_RDONLY))  # looks for the data, and reads none
+        except OSError as error:
+            raise MountingError(f"{error.filename or data}: {error.strerror}") from error
+
+    in_own_namespace(attempt)
+
+
+def _file_with_data(root: Path) -> str | None:
+    """Some regular file that is not empty, if one is among the first names."""
+    pending = deque([str(root)])
+    looked_at = 0
+    while pending and looked_at < _LOOKED_AT_LIMIT:
+        with suppress(NotADirectoryError), os.scandir(pending.popleft()) as entries:
+            for entry in entries:
+                looked_at += 1
+                if entry.is_dir(follow_symlinks=False):
+                    pending.append(entry.path)
+                elif entry.is_file(follow_symlinks=False) and entry.stat(follow_symlinks=False).st_size:
+                    return entry.path
+    return None

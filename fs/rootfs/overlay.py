@@ -1,0 +1,23 @@
+"""Overlay options of a metadata image over its data. PURE.
+
+Source: Linux, Documentation/filesystems/overlayfs.rst, "Metadata only copy up" and "Data-only lower layers".
+"""
+
+from collections.abc import Sequence
+from pathlib import PurePath
+
+METADATA_ONLY = ("metacopy=on", "redirect_dir=on")
+"""What lets overlay look for a file's data below the layer that has its metadata.
+
+An upper directory that was once mounted with them must always be: without them the kernel refuses the files whose
+metadata alone were copied up, and the directories that were renamed.
+"""
+
+
+def lowerdir(layers: Sequence[PurePath], data: PurePath | None = None) -> str:
+    """The option for *layers*, uppermost first, and a layer *data* whose names are not seen.
+
+    No path may hold a colon, a comma or a backslash.
+    """
+    option = "lowerdir=" + ":".join(str(layer) for layer in layers)
+    return option if data is None else f"{option}::{data}"

@@ -1,6 +1,7 @@
 """The Celery application: how messages are written, acknowledged and lost."""
 
 from celery import Celery
+from kombu.exceptions import OperationalError
 
 from converter.broker import broker_address
 
@@ -57,9 +58,11 @@ class Queue:
 
     def is_empty(self) -> bool:
         """True if no message waits; messages that a worker has taken do not count. Raises as ``send``."""
-        with self._app.connection_for_write() as connection, connection.channel() as channel:
+        with self._app.connection_for_write() as connection:
             try:
-                declared = channel.queue_declare(QUEUE, passive=True)
+                with connection.channel() as channel:
+                    return int(channel.queue_declare(QUEUE, passive=True).message_count) == 0
             except connection.channel_errors:  # the queue does not exist while nothing is in it
                 return True
-            return int(declared.message_count) == 0
+            except connection.connection_errors as error:  # each broker's library has its own
+                raise OperationalError(str(error)) from error

@@ -4,7 +4,7 @@ import subprocess
 import sys
 import textwrap
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -103,9 +103,16 @@ def farm(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Farm]:
         if broker.command is not None and broker.socket is not None:
             blocks.enter_context(running(broker.command, tmp_path / "redis.log"))
             wait_until(broker.socket.exists, "the start of redis-server")
+        yield blocks.enter_context(farm_over(broker.url, tmp_path))
+
+
+@contextmanager
+def farm_over(broker_url: str, folder: Path) -> Iterator[Farm]:
+    """A farm whose queue is at *broker_url*, with its files in *folder*."""
+    with ExitStack() as blocks:
         settings = FarmSettings(
-            database_url=sqlite_url(tmp_path / "farm.sqlite"),
-            broker_url=broker.url,
+            database_url=sqlite_url(folder / "farm.sqlite"),
+            broker_url=broker_url,
             concurrency=1,
             max_attempts=3,
             heartbeat_s=0.2,
@@ -115,4 +122,4 @@ def farm(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Farm]:
         blocks.callback(database.close)
         jobs = JobStore(database, rules=replace(farm_rules(settings), resend_after_s=1))
         queue = Queue(make_app(settings.broker_url, deadline_s=settings.deadline_s))
-        yield Farm(tmp_path, settings, jobs, FarmViews(database), Dispatcher(jobs, queue), blocks)
+        yield Farm(folder, settings, jobs, FarmViews(database), Dispatcher(jobs, queue), blocks)

@@ -13,7 +13,6 @@ swissknife_gc.cc, garbage_collection/.
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import islice
@@ -42,7 +41,6 @@ SHORTEST_GRACE_S = 2 * REFRESH_AFTER_S
 """What a writer counts on stays for one REFRESH_AFTER_S; the other is its time to publish."""
 
 _BATCH = 500
-_ASKING_AT_ONCE = 8
 _log = structlog.get_logger()
 
 Reflog = dict[Hash, tuple[ReferenceType, int]]
@@ -286,9 +284,7 @@ class _Run:
         """Those of *batch* that nobody has claimed since they were listed."""
         limit = self._limit()
         unneeded = [each for each in batch if not marks.is_live(each.name)]
-        with ThreadPoolExecutor(_ASKING_AT_ONCE) as pool:
-            found = list(pool.map(lambda each: self._store.describe(each.name, each.suffix), unneeded))
-        return [each for each in found if each is not None and each.modified_unix_s < limit]
+        return [each for each in self._store.survey(unneeded) if each is not None and each.modified_unix_s < limit]
 
     def _forget(self, doomed: Sequence[Hash]) -> None:
         """Take what is about to be removed out of the reflog first: it may name too little for a moment, never more."""

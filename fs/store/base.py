@@ -109,6 +109,9 @@ class ObjectReaper(Protocol):
     def describe(self, name: Hash, suffix: Suffix) -> StoredObject | None:
         """What is known about one object now; None if it is not there."""
 
+    def survey(self, objects: Sequence[StoredObject]) -> list[StoredObject | None]:
+        """What is known about each of *objects* now, in their order."""
+
     def remove(self, objects: Sequence[StoredObject]) -> None:
         """Remove objects; no mistake if they are gone."""
 

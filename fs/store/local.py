@@ -200,6 +200,10 @@ class LocalStore:
             return None
         return StoredObject(name, suffix, status.st_size, status.st_mtime)
 
+    def survey(self, objects: Sequence[StoredObject]) -> list[StoredObject | None]:
+        """See ObjectReaper.survey."""
+        return [self.describe(each.name, each.suffix) for each in objects]
+
     def remove(self, objects: Sequence[StoredObject]) -> None:
         """See ObjectReaper.remove."""
         for each in objects:

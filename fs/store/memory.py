@@ -104,6 +104,10 @@ class MemoryStore:
                 return None
             return StoredObject(name, suffix, len(self._objects[path]), self._modified[path])
 
+    def survey(self, objects: Sequence[StoredObject]) -> list[StoredObject | None]:
+        """See ObjectReaper.survey."""
+        return [self.describe(each.name, each.suffix) for each in objects]
+
     def remove(self, objects: Sequence[StoredObject]) -> None:
         """See ObjectReaper.remove."""
         with self._lock:

@@ -208,6 +208,11 @@ class S3Store:
         self._remember(name, suffix, found.size_bytes, found.modified_unix_s)
         return found
 
+    def survey(self, objects: Sequence[StoredObject]) -> list[StoredObject | None]:
+        """See ObjectReaper.survey."""
+        with ThreadPoolExecutor(self._limits.connections) as pool:
+            return list(pool.map(lambda each: self.describe(each.name, each.suffix), objects))
+
     def remove(self, objects: Sequence[StoredObject]) -> None:
         """See ObjectReaper.remove; one request each, as not every server knows how to delete many at once."""
         with ThreadPoolExecutor(self._limits.connections) as pool:

@@ -88,6 +88,7 @@ def test_every_object_is_listed_and_nothing_else(make_store: Callable[[], Tended
     assert all(found[key].size_bytes == len(content) for key, content in CONTENTS.items())
     assert all(abs(each.modified_unix_s - time.time()) < 60 for each in found.values())
     assert all(store.describe(*key) is not None for key in CONTENTS)
+    assert [each and each.name for each in store.survey(list(found.values()))] == [name for name, _ in found]
 
 
 def test_what_is_removed_is_gone(make_store: Callable[[], TendedStore]) -> None:

@@ -210,9 +210,9 @@ def test_what_is_published_during_the_run_stays(published: Published) -> None:
     """A writer brings back an old content, which is garbage, between listing and sweep."""
 
     class Interrupted(LocalStore):
-        def describe(self, name: Hash, suffix: Suffix) -> StoredObject | None:
+        def survey(self, objects: Sequence[StoredObject]) -> list[StoredObject | None]:
             self.between()
-            return super().describe(name, suffix)
+            return super().survey(objects)
 
         def between(self) -> None:
             if published.writer.revision == 5 and not self.writing:

@@ -1,6 +1,6 @@
 """What a mount costs: names, small reads, listings and long reads, beside a local directory in the same run.
 
-Run as root from the project's folder: ``python -m benchmarks.client [--files N] [--runs N] [--json]``.
+Run as root from the project's folder: ``python -m benchmarks.client [--frontend NAME …] [--files N] [--runs N] [--json]``.
 
 Each run makes a fresh mount with an empty cache over HTTP on the loopback. *cold* is the first time in a mount (names
 are looked up, objects fetched), *disk* a second mount over the same cache, *warm* the second time in the same mount.
@@ -30,6 +30,7 @@ NAME = "bench.example.org"
 SMALL_BYTES = 4096
 LONG_BYTES = 64 << 20
 IN_ONE_FOLDER = 5000
+PROCESSES = 64
 UNPACKD = (sys.executable, "-m", "unpackd")
 
 
@@ -81,11 +82,12 @@ def origin(work: Path) -> Iterator[str]:
 
 
 @contextmanager
-def mount(work: Path, url: str) -> Iterator[Path]:
+def mount(work: Path, url: str, frontend: str) -> Iterator[Path]:
     """A mount over ``work/cache``."""
     mountpoint = work / "mnt"
     mountpoint.mkdir(exist_ok=True)
     arguments = ["--url", url, "--pubkey", work / "keys" / f"{NAME}.pub", "--cache", work / "cache"]
+    arguments += ["--frontend", frontend]
     subprocess.run([*UNPACKD, "mount", NAME, mountpoint, *arguments], check=True, capture_output=True, timeout=60)
     try:
         yield mountpoint / "tree"
@@ -125,6 +127,23 @@ def list_many(folder: Path) -> float:
     return (time.perf_counter() - began) / count * 1e6
 
 
+def together(paths: list[str]) -> float:
+    """Microseconds that reading a small file takes when PROCESSES do it at the same time; wall time, per file."""
+    began = time.perf_counter()
+    readers: list[int] = []
+    for _ in range(PROCESSES):
+        reader = os.fork()
+        if not reader:
+            for path in paths:
+                read_small(path)
+            os._exit(0)
+        readers.append(reader)
+    for reader in readers:
+        if os.waitpid(reader, 0)[1]:
+            raise OSError("a reader failed")
+    return (time.perf_counter() - began) / len(paths) / PROCESSES * 1e6
+
+
 def measure(root: Path, names: list[str], word: str) -> dict[str, float]:
     """All figures of one pass; *word* says what state the caches are in."""
     paths = [f"{root}/small/{name}" for name in names]
@@ -133,24 +152,27 @@ def measure(root: Path, names: list[str], word: str) -> dict[str, float]:
         f"{word} open+read+close us": each(paths, read_small),
         f"{word} readdir us": list_many(root / "many"),
         f"{word} long read MiB/s": read_long(root / "long"),
+        f"{word} {PROCESSES} processes open+read+close us": together(paths),
     }
 
 
-def one_run(work: Path, url: str, names: list[str]) -> dict[str, float]:
-    """A local pass, then cold, warm, and over the disk cache."""
+def one_run(work: Path, url: str, names: list[str], frontends: list[str]) -> dict[str, float]:
+    """A local pass, then for each front end cold, warm, and over the disk cache."""
     figures = measure(work / "local", names, "local")
-    shutil.rmtree(work / "cache", ignore_errors=True)
-    with mount(work, url) as root:
-        figures |= measure(root, names, "cold")
-        figures |= measure(root, names, "warm")
-    with mount(work, url) as root:
-        figures |= measure(root, names, "disk")
+    for frontend in frontends:
+        shutil.rmtree(work / "cache", ignore_errors=True)
+        with mount(work, url, frontend) as root:
+            figures |= measure(root, names, f"{frontend} cold")
+            figures |= measure(root, names, f"{frontend} warm")
+        with mount(work, url, frontend) as root:
+            figures |= measure(root, names, f"{frontend} disk")
     return figures
 
 
 def main() -> None:
     """Parse the arguments, measure, print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--frontend", action="append", choices=["pyfuse3", "wire"], help="repeatable; all by default")
     parser.add_argument("--files", type=int, default=1000)
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--json", action="store_true")
@@ -160,13 +182,13 @@ def main() -> None:
         work = Path(folder)
         build(work, arguments.files)
         with origin(work) as url:
-            runs = [one_run(work, url, names) for _ in range(arguments.runs)]
+            runs = [one_run(work, url, names, arguments.frontend or ["pyfuse3", "wire"]) for _ in range(arguments.runs)]
     medians = {key: round(statistics.median(run[key] for run in runs), 2) for key in runs[0]}
     if arguments.json:
         print(json.dumps({"files": arguments.files, "runs": arguments.runs, "medians": medians}, indent=2))
     else:
         for key, value in medians.items():
-            print(f"{key:32} {value:10}")
+            print(f"{key:48} {value:10}")
 
 
 if __name__ == "__main__":

@@ -71,12 +71,13 @@ def _afresh(library: Library, path: bytes = b"") -> Seen:
 
 
 @pytest.mark.root
-@pytest.mark.parametrize("seed", [1, 2])
-def test_random_revisions(tmp_path: Path, seed: int) -> None:
+@pytest.mark.parametrize(("seed", "frontend"), [(1, "pyfuse3"), (2, "pyfuse3"), (1, "wire"), (3, "wire")])
+def test_random_revisions(tmp_path: Path, seed: int, frontend: str) -> None:
     choose = random.Random(seed)
     published = publish(tmp_path / "made")
     where = str(published.storage)
-    with mounted(published.name, [published.storage.as_uri()], published.public_key, tmp_path / "work") as mount:
+    urls, options = [published.storage.as_uri()], ("--frontend", frontend)
+    with mounted(published.name, urls, published.public_key, tmp_path / "work", *options) as mount:
         root = os.fsencode(mount.path)
         held: list[tuple[int, bytes]] = []
         for number in range(REVISIONS):

@@ -1,4 +1,4 @@
-"""Settings of conversions: flags, then ``UNPACKD_…`` variables, then ``[converter]`` of one TOML file."""
+"""Settings of conversions and of the farm: flags, ``UNPACKD_…`` variables, then ``[converter]`` of one TOML file."""
 
 import os
 import re
@@ -10,13 +10,15 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError
 
 from converter.errors import SettingsError
+from converter.farm_config import FarmSettings
 from converter.limits import Limits
 
 DEFAULT_FILE = Path("/etc/unpackd/config.toml")
 FILE_VARIABLE = "UNPACKD_CONFIG"
 _TABLE, _LIMITS = "converter", "limits"
 _VARIABLES = {"repo": "UNPACKD_REPO", "storage": "UNPACKD_STORAGE", "keys": "UNPACKD_KEYS"}
-_LIMIT_PREFIX = "UNPACKD_CONVERTER_LIMITS_"
+_PREFIX = "UNPACKD_CONVERTER_"
+_LIMIT_PREFIX = _PREFIX + "LIMITS_"
 _DEFAULTS = Limits()
 
 
@@ -62,8 +64,7 @@ def load_settings(
     Raises:
         SettingsError: a value is wrong, a key or a limit's variable is unknown, or the file cannot be read.
     """
-    named = environment.get(FILE_VARIABLE)
-    table = _read_table(file or (Path(named) if named else None))
+    table = _of(ConversionSettings, _read_table(file, environment))
     limits = {**table.pop(_LIMITS, {}), **_limit_variables(environment)}
     values = {key: environment[variable] for key, variable in _VARIABLES.items() if environment.get(variable)}
     given = {key: value for key, value in (flags or {}).items() if value is not None}
@@ -72,6 +73,40 @@ def load_settings(
     except ValidationError as error:
         first = error.errors()[0]
         raise SettingsError(f"setting {'.'.join(map(str, first['loc']))}: {first['msg']}") from error
+
+
+def load_farm_settings(
+    file: Path | None = None,
+    *,
+    flags: Mapping[str, str | Path | None] | None = None,
+    environment: Mapping[str, str] = os.environ,
+) -> FarmSettings:
+    """Settings of the farm, from the same places; ``model_fields_set`` tells what somebody did set.
+
+    Raises:
+        SettingsError: as ``load_settings``.
+    """
+    table = _of(FarmSettings, _read_table(file, environment))
+    variables = {key: _PREFIX + key.upper() for key in FarmSettings.model_fields}
+    values = {key: environment[variable] for key, variable in variables.items() if environment.get(variable)}
+    given = {key: value for key, value in (flags or {}).items() if value is not None}
+    try:
+        return FarmSettings.model_validate({**table, **values, **given})
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = str(first["loc"][0])
+        where = variables[key] if key in values else f"setting {key}"
+        raise SettingsError(f"{where}: {first['msg']}") from error
+
+
+def config_file(file: Path | None, environment: Mapping[str, str] = os.environ) -> Path | None:
+    """*file*, else the one that ``UNPACKD_CONFIG`` names; None for the default one."""
+    named = environment.get(FILE_VARIABLE)
+    return file or (Path(named) if named else None)
+
+
+def _of(model: type[BaseModel], table: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in table.items() if key in model.model_fields}
 
 
 def _limit_variables(environment: Mapping[str, str]) -> dict[str, str]:
@@ -87,8 +122,9 @@ def _limit_variables(environment: Mapping[str, str]) -> dict[str, str]:
     return found
 
 
-def _read_table(file: Path | None) -> dict[str, Any]:
+def _read_table(named: Path | None, environment: Mapping[str, str]) -> dict[str, Any]:
     """The table ``[converter]``, with only known keys in it; values are not checked."""
+    file = config_file(named, environment)
     path = file or DEFAULT_FILE
     try:
         text = path.read_text(encoding="utf-8")
@@ -101,14 +137,16 @@ def _read_table(file: Path | None) -> dict[str, Any]:
         raise SettingsError(f"{path}: {error}") from error
     if not isinstance(table, dict) or not isinstance(table.get(_LIMITS, {}), dict):
         raise SettingsError(f"{path}: {_TABLE} and {_TABLE}.{_LIMITS} must be tables")
-    _refuse_unknown(path, text, _TABLE, table, ConversionSettings)
-    _refuse_unknown(path, text, f"{_TABLE}.{_LIMITS}", table.get(_LIMITS, {}), LimitSettings)
+    _refuse_unknown(path, text, _TABLE, table, (ConversionSettings, FarmSettings))
+    _refuse_unknown(path, text, f"{_TABLE}.{_LIMITS}", table.get(_LIMITS, {}), (LimitSettings,))
     return table
 
 
-def _refuse_unknown(path: Path, text: str, name: str, table: Mapping[str, object], model: type[BaseModel]) -> None:
+def _refuse_unknown(
+    path: Path, text: str, name: str, table: Mapping[str, object], models: tuple[type[BaseModel], ...]
+) -> None:
     for key in table:
-        if key not in model.model_fields:
+        if not any(key in model.model_fields for model in models):
             raise SettingsError(f"{path}:{_line_of(text, name, key)}: unknown key {key!r} in [{name}]")
 
 

@@ -47,7 +47,8 @@ class FarmAccess:
 
     @classmethod
     def _over_database(cls, directory: Path | None) -> Self:
-        from converter.farm_config import load_farm_settings, sqlite_url  # noqa: PLC0415  # only here is a database
+        from converter.config import load_farm_settings  # noqa: PLC0415  # only here is a database
+        from converter.farm_config import sqlite_url  # noqa: PLC0415
         from converter.farm_database import FarmDatabase  # noqa: PLC0415
         from converter.up import DATABASE, default_directory, repository_name  # noqa: PLC0415
         from converter.web.app import web_app  # noqa: PLC0415

@@ -1,7 +1,7 @@
 """``unpackd up``, ``wish``, ``worker``, ``watch``, ``web``: the farm."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -21,6 +21,10 @@ Directory = Annotated[
     Path | None, typer.Option("--dir", help="Directory of this machine's stack. Default: that of unpackd up.")
 ]
 WishlistFile = Annotated[Path, typer.Argument(metavar="FILE", help="The wishlist.")]
+Config = Annotated[Path | None, typer.Option(help="Configuration file (UNPACKD_CONFIG, /etc/unpackd/config.toml).")]
+Wishlist = Annotated[
+    Path | None, typer.Option("--wishlist", help="Wishlist to apply, now and whenever the file changes.")
+]
 _DEFAULT_LISTEN = "127.0.0.1:8480"
 _FD = "fd://"
 
@@ -39,12 +43,15 @@ def up(
         Path | None,
         typer.Option("--dir", help="Where everything is. Default: /var/lib/unpackd for root, ~/.local/share/unpackd."),
     ] = None,
-    wishlist: Annotated[Path | None, typer.Option(help="Wishlist to apply, now and whenever the file changes.")] = None,
-    listen: Annotated[str, typer.Option(help="HOST:PORT of page, API, hooks and origin.")] = _DEFAULT_LISTEN,
+    wishlist: Wishlist = None,
+    listen: Annotated[
+        str | None, typer.Option(help=f"HOST:PORT of page, API, hooks and origin. Default: {_DEFAULT_LISTEN}.")
+    ] = None,
     name: Annotated[
         str | None,
         typer.Option(help="Name of a new repository. Default: what the wishlist says, else unpacked.local."),
     ] = None,
+    config: Config = None,
     as_json: Json = False,
 ) -> None:
     """Run everything on this machine: repository, origin, watcher, worker, status page. Ctrl-C ends it.
@@ -53,14 +60,16 @@ def up(
 
     Example: unpackd up --dir /srv/unpackd --wishlist wishlist.yaml --listen 0.0.0.0:8480
     """
+    from converter.config import config_file, load_farm_settings
     from converter.up import Up, UpOptions, default_directory
     from fs.runtime.logs import configure_logging
 
-    with command_errors(as_json=as_json), _places_in(wishlist):
+    with command_errors(as_json=as_json), ExitStack() as blocks:
         configure_logging()
-        stack_of = Up(
-            UpOptions(directory=directory or default_directory(), listen=listen, wishlist=wishlist, name=name)
-        )
+        farm = load_farm_settings(config, flags={"wishlist": wishlist, "listen": listen})
+        blocks.enter_context(_places_in(farm.wishlist))
+        place = directory or default_directory()
+        stack_of = Up(UpOptions(directory=place, name=name, farm=farm, config=config_file(config)))
         with stack_of.running() as stack:
             facts = stack.as_json()
             if as_json:
@@ -81,7 +90,7 @@ def _print_stack(facts: dict[str, str]) -> None:
     say("Ctrl-C ends everything.")
 
 
-def worker() -> None:
+def worker(config: Config = None) -> None:
     """Convert what the queue holds, until told to stop. SIGTERM finishes what runs, SIGQUIT puts it back.
 
     Settings: UNPACKD_REPO, UNPACKD_STORAGE, UNPACKD_KEYS, UNPACKD_CONVERTER_DATABASE_URL, UNPACKD_CONVERTER_BROKER_URL,
@@ -89,21 +98,18 @@ def worker() -> None:
 
     Example: UNPACKD_CONVERTER_BROKER_URL=redis://queue:6379/0 unpackd worker
     """
-    from converter.config import load_settings
-    from converter.farm_config import load_farm_settings
+    from converter.config import load_farm_settings, load_settings
     from converter.farm_conversion import PipelineConverter
     from converter.tasks import run_worker
     from fs.runtime.logs import configure_logging
 
     with command_errors():
         configure_logging()
-        code = run_worker(load_farm_settings(), PipelineConverter(load_settings()))
+        code = run_worker(load_farm_settings(config), PipelineConverter(load_settings(config)))
     raise typer.Exit(code)
 
 
-def watch(
-    wishlist: Annotated[Path | None, typer.Option(help="Wishlist to apply, now and whenever the file changes.")] = None,
-) -> None:
+def watch(wishlist: Wishlist = None, config: Config = None) -> None:
     """Look after wishes: ask registries, turn what is new into jobs, and give the jobs to the queue.
 
     Settings: UNPACKD_REPO, UNPACKD_CONVERTER_DATABASE_URL, UNPACKD_CONVERTER_BROKER_URL,
@@ -113,16 +119,20 @@ def watch(
     """
     import anyio
 
+    from converter.config import load_farm_settings, load_settings
     from converter.watch import run_watch
     from fs.runtime.logs import configure_logging
 
     with command_errors():
         configure_logging()
-        anyio.run(run_watch, wishlist)
+        anyio.run(run_watch, load_settings(config), load_farm_settings(config, flags={"wishlist": wishlist}))
 
 
 def web(
-    listen: Annotated[str, typer.Option(help="HOST:PORT, or fd://N for a socket that is open.")] = _DEFAULT_LISTEN,
+    listen: Annotated[
+        str | None, typer.Option(help=f"HOST:PORT, or fd://N for a socket that is open. Default: {_DEFAULT_LISTEN}.")
+    ] = None,
+    config: Config = None,
 ) -> None:
     """Serve status page, API and hooks; and the repository's origin if its storage is on this machine.
 
@@ -133,6 +143,7 @@ def web(
     """
     import socket
 
+    from converter.config import load_farm_settings, load_settings
     from converter.up import listener
     from converter.web.app import serve
     from converter.web.composition import farm_app
@@ -140,12 +151,14 @@ def web(
 
     with command_errors():
         configure_logging()
-        app = farm_app()
-        if listen.startswith(_FD) and listen.removeprefix(_FD).isdigit():
-            with socket.socket(fileno=int(listen.removeprefix(_FD))) as inherited:
+        farm = load_farm_settings(config, flags={"listen": listen})
+        app = farm_app(load_settings(config), farm)
+        descriptor = farm.listen.removeprefix(_FD)
+        if farm.listen.startswith(_FD) and descriptor.isdigit():
+            with socket.socket(fileno=int(descriptor)) as inherited:
                 serve(app, inherited)
         else:
-            with listener(listen) as bound:
+            with listener(farm.listen) as bound:
                 serve(app, bound)
 
 

@@ -1,26 +1,24 @@
-"""Settings of the farm: variables ``UNPACKD_CONVERTER_…``; the repository it publishes into comes from ``config``."""
+"""Settings of the farm: values and their defaults; ``config`` reads them. PURE."""
 
 from pathlib import Path
 
-from pydantic import Field, PositiveFloat, PositiveInt, SecretStr, ValidationError
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, SecretStr
 
-from converter.errors import SettingsError
 from converter.job_rules import Rules
 
 
-class FarmSettings(BaseSettings):
-    """Everything that can be set, the same for all processes of one farm."""
+class FarmSettings(BaseModel):
+    """Everything that can be set, the same for all processes of one farm: ``[converter]``, ``UNPACKD_CONVERTER_…``."""
 
-    model_config = SettingsConfigDict(
-        env_prefix="UNPACKD_CONVERTER_", env_ignore_empty=True, frozen=True, extra="forbid"
-    )
+    model_config = ConfigDict(extra="forbid", frozen=True)
 
     database_url: str = Field(default="sqlite:///farm.sqlite", description="SQLAlchemy URL of the job database.")
     broker_url: str = Field(
         default="redis://127.0.0.1:6379/0",
         description="redis://, redis+socket://, amqp:// or filesystem:///DIRECTORY (one machine only).",
     )
+    listen: str = Field(default="127.0.0.1:8480", description="HOST:PORT of page, API, hooks and origin.")
+    wishlist: Path | None = Field(default=None, description="Wishlist to apply, now and whenever the file changes.")
     concurrency: PositiveInt = Field(default=2, description="Conversions at a time in one worker.")
     deadline_s: PositiveFloat = Field(default=7200, description="Longest time of one conversion.")
     max_attempts: PositiveInt = Field(default=5, description="Tries before a conversion counts as failed.")
@@ -37,20 +35,6 @@ class FarmSettings(BaseSettings):
         default=None, description="Authorization header that webhooks must carry."
     )
     api_token: SecretStr | None = Field(default=None, description="Bearer token for what changes something.")
-
-
-def load_farm_settings() -> FarmSettings:
-    """Settings from the environment.
-
-    Raises:
-        SettingsError: a value is wrong.
-    """
-    try:
-        return FarmSettings()
-    except ValidationError as error:
-        first = error.errors()[0]
-        name = "UNPACKD_CONVERTER_" + "_".join(map(str, first["loc"])).upper()
-        raise SettingsError(f"{name}: {first['msg']}") from error
 
 
 def sqlite_url(path: Path) -> str:

@@ -17,7 +17,8 @@ from types import FrameType
 import structlog
 
 from converter.broker import EmbeddedBroker, embedded_broker
-from converter.farm_config import sqlite_url
+from converter.config import FILE_VARIABLE
+from converter.farm_config import FarmSettings, sqlite_url
 from converter.farm_database import FarmDatabase
 from converter.farm_errors import FarmUsageError, StackError, StackRunningError, WishlistError
 from converter.processes import ChildProgram, Supervisor, wait_for
@@ -97,12 +98,12 @@ def repository_name(directory: Path) -> str | None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UpOptions:
-    """What the command line says."""
+    """What the command line says, and the settings of the farm. Its repository is in the directory."""
 
     directory: Path
-    listen: str
-    wishlist: Path | None
     name: str | None
+    farm: FarmSettings
+    config: Path | None = None  # for the processes that are started
 
 
 class Up:
@@ -111,6 +112,7 @@ class Up:
     def __init__(self, options: UpOptions) -> None:
         self._options = options
         self._directory = options.directory.absolute()
+        self._farm = options.farm
         self._told_to_stop = False
 
     @contextmanager
@@ -127,16 +129,17 @@ class Up:
         with ExitStack() as blocks:
             blocks.enter_context(_locked(self._directory / _LOCK))
             name = self._choose_name()
-            bound = blocks.enter_context(listener(self._options.listen))
+            bound = blocks.enter_context(listener(self._farm.listen))
             repository = self._repository(name)
             blocks.enter_context(self._signals())
             broker = self._broker()
             if broker is not None:
                 blocks.callback(broker.remove)
-            FarmDatabase(os.environ.get(f"{_PREFIX}DATABASE_URL") or sqlite_url(self._directory / DATABASE)).close()
+            is_set = "database_url" in self._farm.model_fields_set
+            FarmDatabase(self._farm.database_url if is_set else sqlite_url(self._directory / DATABASE)).close()
             supervisor = Supervisor()
             blocks.callback(supervisor.stop)
-            stack = Stack(directory=self._directory, name=name, url=_url(self._options.listen, bound))
+            stack = Stack(directory=self._directory, name=name, url=_url(self._farm.listen, bound))
             self._start(supervisor, stack, broker, bound)
             self._supervisor, self._repository_open = supervisor, repository
             self._wait_until_it_answers(supervisor, bound)
@@ -158,8 +161,8 @@ class Up:
         if existing is not None and asked is not None and existing != asked:
             raise FarmUsageError(f"the repository in {self._directory} is {existing}, not {asked}")
         wished = None
-        if self._options.wishlist is not None:
-            wished = parse_wishlist(read_wishlist(self._options.wishlist)).repository
+        if self._farm.wishlist is not None:
+            wished = parse_wishlist(read_wishlist(self._farm.wishlist)).repository
         name = existing or asked or wished or DEFAULT_NAME
         if wished is not None and wished != name:
             raise WishlistError.for_other_repository(wished, name)
@@ -175,30 +178,35 @@ class Up:
         return repository
 
     def _broker(self) -> EmbeddedBroker | None:
-        """The one that is brought along, unless a variable names another."""
-        return None if os.environ.get(f"{_PREFIX}BROKER_URL") else embedded_broker(self._directory / _BROKER)
+        """The one that is brought along, unless the settings name another."""
+        return None if "broker_url" in self._farm.model_fields_set else embedded_broker(self._directory / _BROKER)
 
     def _start(self, supervisor: Supervisor, stack: Stack, broker: EmbeddedBroker | None, bound: socket.socket) -> None:
         environment = {
             "UNPACKD_REPO": stack.name,
             "UNPACKD_STORAGE": str(self._directory / STORAGE),
             "UNPACKD_KEYS": str(self._directory / KEYS),
-            **_unless_set("DATABASE_URL", sqlite_url(self._directory / DATABASE)),
-            **_unless_set("POLL_INTERVAL_S", _POLL_INTERVAL_S),
+            **self._unless_set("database_url", sqlite_url(self._directory / DATABASE)),
+            **self._unless_set("poll_interval_s", _POLL_INTERVAL_S),
         }
+        if self._options.config is not None:
+            environment[FILE_VARIABLE] = str(self._options.config.absolute())
         if broker is not None:
             environment[f"{_PREFIX}BROKER_URL"] = broker.url
             if broker.command is not None and broker.socket is not None:
                 supervisor.start(ChildProgram(name="redis", command=broker.command))
                 if not wait_for(broker.socket, _START_TIMEOUT_S):
                     raise StackError(f"{broker.command[0]} did not start; see {self._directory / _BROKER}/redis.log")
-        wishlist = () if self._options.wishlist is None else ("--wishlist", str(self._options.wishlist.absolute()))
+        wishlist = () if self._farm.wishlist is None else ("--wishlist", str(self._farm.wishlist.absolute()))
         web = _program("web", "--listen", f"fd://{bound.fileno()}")
         supervisor.start(ChildProgram(name="web", command=web, environment=environment, descriptors=(bound.fileno(),)))
         supervisor.start(
             ChildProgram(name="worker", command=_program("worker"), environment=environment, stop_signal=signal.SIGQUIT)
         )
         supervisor.start(ChildProgram(name="watch", command=_program("watch", *wishlist), environment=environment))
+
+    def _unless_set(self, key: str, value: str) -> dict[str, str]:
+        return {} if key in self._farm.model_fields_set else {_PREFIX + key.upper(): value}
 
     def _wait_until_it_answers(self, supervisor: Supervisor, bound: socket.socket) -> None:
         host, port = bound.getsockname()[:2]
@@ -296,8 +304,3 @@ def _answers(host: str, port: int) -> bool:
 def _program(*words: str) -> list[str]:
     """This command in a process of its own; ``-P`` keeps the working directory out of Python's path."""
     return [sys.executable, "-P", "-m", "unpackd", *words]
-
-
-def _unless_set(name: str, value: str) -> dict[str, str]:
-    variable = _PREFIX + name
-    return {} if os.environ.get(variable) else {variable: value}

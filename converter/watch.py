@@ -22,9 +22,9 @@ import structlog
 from sqlalchemy.exc import SQLAlchemyError
 
 from converter.app import Queue, make_app
-from converter.config import load_settings
+from converter.config import ConversionSettings
 from converter.dispatch import Dispatcher
-from converter.farm_config import farm_rules, load_farm_settings
+from converter.farm_config import FarmSettings, farm_rules
 from converter.farm_database import FarmDatabase
 from converter.farm_errors import FarmUsageError
 from converter.jobs import JobStore
@@ -267,13 +267,12 @@ def _reference(wish: Wish) -> Reference:
     return Reference.parse(wish.reference)
 
 
-async def run_watch(wishlist: Path | None) -> None:
-    """Watch as the environment says, until SIGTERM or SIGINT.
+async def run_watch(settings: ConversionSettings, farm: FarmSettings) -> None:
+    """Watch as the settings say, until SIGTERM or SIGINT.
 
     Raises:
         FarmUsageError: the repository's name is missing.
     """
-    settings, farm = load_settings(), load_farm_settings()
     if settings.repo is None:
         raise FarmUsageError("which repository? Set UNPACKD_REPO")
     database = FarmDatabase(farm.database_url)
@@ -284,7 +283,7 @@ async def run_watch(wishlist: Path | None) -> None:
         poll_interval_s=farm.poll_interval_s,
         collapse_s=farm.collapse_s,
         registry_connections=farm.registry_connections,
-        wishlist=wishlist,
+        wishlist=farm.wishlist,
     )
     async with open_client() as client:
         watcher = Watcher(watching, WishStore(database), jobs, Dispatcher(jobs, queue), client)

@@ -4,8 +4,8 @@ from pathlib import Path
 
 from starlette.types import ASGIApp
 
-from converter.config import load_settings
-from converter.farm_config import load_farm_settings
+from converter.config import ConversionSettings
+from converter.farm_config import FarmSettings
 from converter.farm_database import FarmDatabase
 from converter.farm_errors import FarmUsageError
 from converter.web.app import web_app
@@ -13,13 +13,12 @@ from converter.web.services import Services
 from fs.origin import origin_app
 
 
-def farm_app() -> ASGIApp:
-    """The application that the environment describes; with an origin if the storage is a directory here.
+def farm_app(settings: ConversionSettings, farm: FarmSettings) -> ASGIApp:
+    """The application that the settings describe; with an origin if the storage is a directory here.
 
     Raises:
         FarmUsageError: the repository's name is missing.
     """
-    settings, farm = load_settings(), load_farm_settings()
     if settings.repo is None:
         raise FarmUsageError("which repository? Set UNPACKD_REPO")
     services = Services.of(settings.repo, FarmDatabase(farm.database_url), farm)

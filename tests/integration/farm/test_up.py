@@ -50,9 +50,9 @@ class Stack:
     def log(self) -> Path:
         return self.folder / "up.log"
 
-    def running(self, *options: str | Path) -> AbstractContextManager[subprocess.Popen[bytes]]:
-        command = [UNPACKD, "up", "--dir", self.directory, "--listen", f"127.0.0.1:{self.port}", *options]
-        return self._running(command)
+    def running(self, *options: str | Path, listen: bool = True) -> AbstractContextManager[subprocess.Popen[bytes]]:
+        address = ["--listen", f"127.0.0.1:{self.port}"] if listen else []
+        return self._running([UNPACKD, "up", "--dir", self.directory, *address, *options])
 
     @contextmanager
     def _running(self, command: list[str | Path]) -> Iterator[subprocess.Popen[bytes]]:
@@ -167,6 +167,26 @@ def test_a_push_is_published_and_everything_says_so(stack: Stack, wishlist: Path
         stack.wait_for(reference, b"moved\n")
         process.send_signal(signal.SIGINT)
         assert process.wait(10) == 0
+
+
+def test_everything_can_be_set_in_a_file(stack: Stack, wishlist: Path, tmp_path: Path) -> None:
+    config = tmp_path / "config.toml"
+    database = tmp_path / "other.sqlite"
+    config.write_text(
+        f'[converter]\nlisten = "127.0.0.1:{stack.port}"\nwishlist = "{wishlist}"\nconcurrency = 1\n'
+        f'broker_url = "filesystem://{tmp_path}/queue"\ndatabase_url = "sqlite:///{database}"\n'
+        'storage = "/nowhere"\n[converter.limits]\nmax_entries = 2\n'
+    )
+
+    with stack.running("--config", config, listen=False):
+        stack.push("tool:1", b"one")
+        stack.wait_for(f"{stack.registry.host}/tool:1", b"one")
+        stack.push("tool:2", b"two", Member("etc/y", b""))
+        name = f"{stack.registry.host}/tool:2"
+        wait_until(lambda: stack.image(name)["state"] == "failed", "the refusal of an image with 3 entries", 30)
+
+    assert database.exists()
+    assert not (stack.directory / "broker").exists()
 
 
 def test_it_ends_cleanly_and_goes_on_where_it_was(stack: Stack, wishlist: Path) -> None:

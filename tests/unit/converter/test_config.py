@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from converter.config import load_settings
+from converter.config import load_farm_settings, load_settings
 from converter.errors import SettingsError
 
 ABSENT = {"UNPACKD_CONFIG": ""}
@@ -49,6 +49,40 @@ def test_mistakes_are_named_with_their_line(tmp_path: Path, text: str, said: str
 
     with pytest.raises(SettingsError) as caught:
         load_settings(file, environment=ABSENT)
+
+    assert said in str(caught.value)
+
+
+def test_the_farm_is_set_in_the_same_table(tmp_path: Path) -> None:
+    file = tmp_path / "config.toml"
+    file.write_text('[converter]\nrepo = "file"\nconcurrency = 7\nmax_attempts = 8\nlisten = "h:1"\nheartbeat_s = 9\n')
+    environment = {
+        "UNPACKD_CONVERTER_MAX_ATTEMPTS": "6",
+        "UNPACKD_CONVERTER_CONCURRENCY": "",
+        "UNPACKD_CONFIG": str(file),
+    }
+
+    settings = load_farm_settings(flags={"listen": "h:2", "wishlist": None}, environment=environment)
+
+    assert (settings.concurrency, settings.max_attempts, settings.listen, settings.heartbeat_s) == (7, 6, "h:2", 9)
+    assert settings.model_fields_set == {"concurrency", "max_attempts", "listen", "heartbeat_s"}
+    assert load_settings(file, environment=ABSENT).repo == "file"
+
+
+@pytest.mark.parametrize(
+    ("text", "variable", "said"),
+    [
+        ("concurrency = 0", "", "setting concurrency: "),
+        ("concurrency = 1", "many", "UNPACKD_CONVERTER_CONCURRENCY: "),
+        ("concurency = 1", "", ":2: unknown key 'concurency' in [converter]"),
+    ],
+)
+def test_mistakes_in_the_farms_settings(tmp_path: Path, text: str, variable: str, said: str) -> None:
+    file = tmp_path / "config.toml"
+    file.write_text(f"[converter]\n{text}\n")
+
+    with pytest.raises(SettingsError) as caught:
+        load_farm_settings(file, environment={"UNPACKD_CONVERTER_CONCURRENCY": variable})
 
     assert said in str(caught.value)
 

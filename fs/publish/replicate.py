@@ -9,7 +9,7 @@ server/cvmfs_server_snapshot.sh.
 import json
 import sqlite3
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
@@ -20,7 +20,7 @@ import anyio.to_thread
 import structlog
 from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
 
-from fs.errors import AbsentError, RefusedError, RollbackError, UnreachableError
+from fs.errors import AbsentError, CorruptError, RefusedError, RollbackError, UnreachableError
 from fs.format.catalog import Catalog, Flag, NestedReference, connect_bytes
 from fs.format.compression import inflate
 from fs.format.hashes import Hash, Suffix
@@ -151,7 +151,7 @@ class _Replication:
     async def run(self) -> ReplicaReport:
         envelope = await self._named(MANIFEST, MAX_MANIFEST_BYTES)
         whitelist = await self._named(WHITELIST, MAX_WHITELIST_BYTES)
-        certificate = await self._object(named_certificate(envelope), Suffix.CERTIFICATE, _MAX_SMALL_BYTES)
+        certificate = await self._small(named_certificate(envelope), Suffix.CERTIFICATE, _MAX_SMALL_BYTES)
         manifest = self._verify(envelope, whitelist, certificate)
         before = await anyio.to_thread.run_sync(self._compare, manifest)
         await self._check_consent()
@@ -163,9 +163,10 @@ class _Replication:
             self._report.revisions += 1
             self._crew.add(partial(self._look, _Subtree(root, None)))
             await self._crew.run()
-        await self._keep_small(manifest.certificate, Suffix.CERTIFICATE)
+        await anyio.to_thread.run_sync(self._store.put, manifest.certificate, Suffix.CERTIFICATE, certificate)
         if manifest.metainfo is not None:
-            await self._keep_small(manifest.metainfo, Suffix.METAINFO)
+            stored = await self._small(manifest.metainfo, Suffix.METAINFO, _MAX_SMALL_BYTES)
+            await anyio.to_thread.run_sync(self._store.put, manifest.metainfo, Suffix.METAINFO, stored)
         pkcs7 = await self._pkcs7()
         await anyio.to_thread.run_sync(self._publish, manifest, tags, before, envelope, whitelist, pkcs7)
         return self._report
@@ -227,7 +228,7 @@ class _Replication:
     async def _tags(self, manifest: Manifest) -> list[Tag]:
         if manifest.history is None:
             return []
-        stored = await self._object(manifest.history, Suffix.HISTORY, MAX_HISTORY_BYTES)
+        stored = await self._small(manifest.history, Suffix.HISTORY, MAX_HISTORY_BYTES)
 
         def parse() -> list[Tag]:
             database = inflate(stored, limit_bytes=MAX_HISTORY_BYTES, name=f"{manifest.history}H")
@@ -326,17 +327,16 @@ class _Replication:
             self._store.put(name, suffix, stored)
         receiver.close()
 
-    async def _keep_small(self, name: Hash, suffix: Suffix) -> None:
-        stored = await self._object(name, suffix, _MAX_SMALL_BYTES)
-        await anyio.to_thread.run_sync(self._store.put, name, suffix, stored)
-
     async def _fetch(self, name: Hash, suffix: Suffix, receiver: SpoolReceiver) -> None:
         await self._source.read(Request(name.object_path(suffix)), receiver)
         self._report.objects += 1
         self._report.stored_bytes += receiver.stored_bytes
         self._options.report(self._report.objects, self._report.stored_bytes)
 
-    async def _object(self, name: Hash, suffix: Suffix, limit_bytes: int) -> bytes:
+    async def _small(self, name: Hash, suffix: Suffix, limit_bytes: int) -> bytes:
+        """An object that is wanted whole: the mirror's own copy, if there is a good one."""
+        with suppress(AbsentError, CorruptError):
+            return await anyio.to_thread.run_sync(partial(self._store.get, name, suffix, limit_bytes=limit_bytes))
         receiver = SpoolReceiver(name, suffix, limit_bytes)
         await self._fetch(name, suffix, receiver)
         stored = receiver.whole()

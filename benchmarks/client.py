@@ -1,6 +1,6 @@
 """What a mount costs: names, small reads, listings and long reads, beside a local directory in the same run.
 
-Run as root from the project's folder: ``python -m benchmarks.client [--frontend NAME …] [--files N] [--runs N] [--json]``.
+Run as root from the project folder: ``python -m benchmarks.client [--frontend NAME] [--files N] [--runs N] [--json]``.
 
 Each run makes a fresh mount with an empty cache over HTTP on the loopback. *cold* is the first time in a mount (names
 are looked up, objects fetched), *disk* a second mount over the same cache, *warm* the second time in the same mount.

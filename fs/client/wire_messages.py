@@ -84,7 +84,7 @@ class Offer(IntFlag):
     HAS_RESEND = 1 << 39
 
 
-WANTED = ~Offer(0)  # all of the above
+WANTED = sum(Offer)  # each of the above, and nothing else: the inverse of none would be every bit
 NEEDED = Offer.NO_OPEN_SUPPORT | Offer.NO_OPENDIR_SUPPORT  # files have no handles here
 
 
@@ -172,7 +172,7 @@ def init_answer(hello: Hello) -> bytes:
     """Take all that is wanted and offered. Raises MessageError: the kernel is too old, or speaks another protocol."""
     if hello.major != MAJOR or hello.minor < LEAST_MINOR or NEEDED & ~hello.offers:
         raise MessageError(f"the kernel speaks FUSE {hello.major}.{hello.minor}; 7.31 (Linux 5.4) or later is needed")
-    taken = int(WANTED) & hello.offers
+    taken = WANTED & hello.offers
     return _INIT_OUT.pack(
         MAJOR,
         min(hello.minor, MOST_MINOR),

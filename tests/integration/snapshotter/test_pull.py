@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 
 from snapshotter.snapshots import chain_ids
-from tests.integration.snapshotter.conftest import ARCHITECTURE, PLUGIN, Node
 from tests.support.images import MANIFEST, Layout, Member, digest, directory, make_layout, symlink, tar
+from tests.support.node import ARCHITECTURE, PLUGIN, Node
 from tests.support.processes import require_tool
 from tests.support.registry import Registry
 

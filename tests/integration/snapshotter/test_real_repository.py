@@ -1,0 +1,188 @@
+"""From a converted image in a mounted repository to containers that run, die and go on: nothing is imitated."""
+
+import json
+import os
+import subprocess
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import anyio
+import pytest
+
+from converter.pipeline import ConversionRequest, convert_image
+from converter.sources import parse_source
+from tests.support.cri import Kubelet
+from tests.support.images import Member, digest, directory, hardlink, make_layout, symlink
+from tests.support.mounts import mounted
+from tests.support.node import PLUGIN, Node, running_node
+from tests.support.processes import mounts_below, require_root, require_tool, wait_until
+from tests.support.published import publish
+from tests.support.registry import Registry
+from tests.support.snapshotter import FakeRepository, service_folder
+
+pytestmark = pytest.mark.root
+
+PROGRAM = r"""
+#include <dirent.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+static int done(int status, const char *what) { if (status) perror(what); return status != 0; }
+int main(int argc, char **argv) {
+    const char *word = argv[1];
+    if (!strcmp(word, "pause")) for (;;) pause();
+    if (!strcmp(word, "append")) {
+        FILE *f = fopen(argv[2], "a");
+        return done(!f || fputs(argv[3], f) < 0 || fclose(f), argv[2]);
+    }
+    if (!strcmp(word, "move")) return done(rename(argv[2], argv[3]), argv[2]);
+    if (!strcmp(word, "remove")) return done(remove(argv[2]), argv[2]);
+    if (!strcmp(word, "chmod")) return done(chmod(argv[2], strtol(argv[3], 0, 8)), argv[2]);
+    for (int i = 2; i < argc; i++) {
+        FILE *f = fopen(argv[i], "r");
+        int c;
+        if (!f) { printf("no %s\n", argv[i]); continue; }
+        while ((c = fgetc(f)) != EOF) putchar(c);
+        fclose(f);
+    }
+    return 0;
+}
+"""
+TOOL = "/bin/tool"
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """A node over a real mount, and the reference of an image that is converted."""
+
+    node: Node
+    image: str
+    other: str  # the same layers with another command
+    config: str  # digest
+
+    def forms(self) -> set[bool]:
+        """For each container's overlay that is mounted now, whether it stands on a metadata image."""
+        with Path("/proc/self/mounts").open() as table:
+            lines = [line for line in table if str(self.node.folder) in line and line.startswith("overlay")]
+        return {"::" in line for line in lines}
+
+
+@pytest.fixture(scope="module")
+def machine(tmp_path_factory: pytest.TempPathFactory, registry: Registry) -> Iterator[Machine]:
+    require_root()
+    require_tool("gcc", "containerd", "fusermount3")
+    work = tmp_path_factory.mktemp("work")
+    (work / "tool.c").write_text(PROGRAM)
+    subprocess.run(["gcc", "-static", "-Os", "-w", "-o", work / "tool", work / "tool.c"], check=True, timeout=60)
+    tool = Member("bin/tool", (work / "tool").read_bytes(), mode=0o755)
+    base = [directory("bin"), tool, directory("etc"), Member("etc/base", b"base\n"), Member("etc/gone", b"gone\n")]
+    top = [Member("etc/top", b"top\n"), hardlink("etc/hard", "etc/base"), symlink("etc/soft", "top")]
+    top += [directory("dir"), Member("dir/file", b"file\n"), Member("etc/empty")]
+    published = publish(work / "made")
+    references = []
+    for name, command in (("app", ["cat", "/etc/soft"]), ("pause", ["pause"])):
+        layout = make_layout(work / name, [base, top], settings={"Entrypoint": [TOOL], "Cmd": command})
+        references.append(registry.push(layout.source, f"real/{name}:1"))
+        request = ConversionRequest(source=parse_source(layout.source))
+        anyio.run(convert_image, request, published.writer)
+    with ExitStack() as stack:
+        url = published.storage.as_uri()
+        mount = stack.enter_context(mounted(published.name, [url], published.public_key, work / "client"))
+        folder = stack.enter_context(service_folder())
+        node = stack.enter_context(running_node(folder, FakeRepository(mount.path), sandbox=references[1]))
+        yield Machine(node, references[0], references[1], digest(layout.config))
+
+
+def pull(machine: Machine, *options: str) -> dict[str, object]:
+    document: dict[str, object] = json.loads(machine.node.unpackd("pull", machine.image, "--json", *options).stdout)
+    return document
+
+
+def test_a_container_runs_from_the_metadata_image(machine: Machine) -> None:
+    node = machine.node
+    assert pull(machine)["layers_unpacked"] == 0
+    allowed = json.loads((node.service.root / "rootfs.json").read_text())["form"] == "erofs"
+    node.ctr("run", "-d", "--snapshotter", PLUGIN, machine.image, "inside", TOOL, "pause")
+
+    def tool(*arguments: str) -> str:
+        return node.ctr("tasks", "exec", "--exec-id", "e", "inside", TOOL, *arguments).stdout
+
+    assert machine.forms() == {allowed}
+    assert tool("cat", "/etc/soft", "/etc/hard", "/dir/file", "/etc/empty") == "top\nbase\nfile\n"
+    tool("append", "/etc/base", "more\n")
+    tool("append", "/etc/empty", "filled\n")
+    tool("remove", "/etc/gone")
+    tool("move", "/dir", "/moved")
+    tool("chmod", "/etc/top", "0600")
+    shown = tool("cat", "/etc/base", "/etc/empty", "/etc/gone", "/moved/file", "/etc/top", "/dir/file")
+    assert shown == "base\nmore\nfilled\nno /etc/gone\nfile\ntop\nno /dir/file\n"
+    assert node.run(machine.image, "fresh", TOOL, "cat", "/etc/base", "/etc/gone") == "base\ngone\n"
+    remove(node, "inside")
+
+
+def test_cri_pulls_and_runs_a_pod(machine: Machine, registry: Registry, tmp_path: Path) -> None:
+    node = machine.node
+    if node.version >= (2, 0):
+        pytest.skip("the configuration of the test is that of containerd 1.6 and 1.7")
+    kubelet = Kubelet(node.socket, tmp_path)
+    try:
+        before = len(registry.requests())
+        kubelet.pull(machine.image)
+        asked = {str(record["http.request.uri"]).rpartition("/")[2] for record in registry.requests()[before:]}
+        pod = kubelet.sandbox("pod", tmp_path)
+        container = pod.start("main", machine.image, TOOL, "pause")
+        printed = pod.output(container, TOOL, "cat", "/etc/soft", "/moved/file")
+        pod.output(container, TOOL, "append", "/etc/base", "x")
+        pod.remove()
+        kubelet.remove_image(machine.image)
+    finally:
+        kubelet.close()
+
+    assert printed == "top\nno /moved/file\n"
+    assert len(asked) <= 4, "manifest and config, no layers"
+
+
+def test_kills_under_a_running_container(machine: Machine) -> None:
+    node = machine.node
+    pull(machine)
+    node.ctr("run", "-d", "--snapshotter", PLUGIN, machine.image, "survivor", TOOL, "pause")
+
+    def tool(identity: str, *arguments: str) -> str:
+        return node.ctr("tasks", "exec", "--exec-id", identity, "survivor", TOOL, *arguments).stdout
+
+    tool("a", "append", "/etc/base", "kept\n")
+    node.service.kill()
+    assert tool("b", "cat", "/etc/base", "/dir/file") == "base\nkept\nfile\n", "without a snapshotter"
+    node.client = node.stack.enter_context(node.service.started())
+    node.kill_and_restart_containerd()
+    assert tool("c", "cat", "/etc/base", "/etc/soft") == "base\nkept\ntop\n", "another containerd"
+    node.kill_and_restart_snapshotter()
+    assert node.run(machine.image, "later", TOOL, "cat", "/etc/base") == "base\n"
+    remove(node, "survivor")
+
+
+def test_nothing_is_left_when_the_last_image_goes(machine: Machine) -> None:
+    node = machine.node
+    pull(machine)
+    node.run(machine.image, "last", TOOL, "cat", "/etc/base")
+
+    for namespace in ("default", "k8s.io"):
+        for name in node.ctr("--namespace", namespace, "images", "ls", "-q").stdout.split():
+            node.ctr("--namespace", namespace, "images", "rm", "--sync", name)
+    wait_until(lambda: not node.client.list(), "the removal of all snapshots")
+    node.client.cleanup()
+
+    assert mounts_below(node.folder) == []
+    assert [os.listdir(node.service.root / folder) for folder in ("s", "l", "e", "m", "t")] == [[]] * 5
+
+
+def remove(node: Node, name: str) -> None:
+    """End a container and forget it."""
+    node.ctr("tasks", "kill", "--signal", "SIGKILL", name)
+    wait_until(lambda: "STOPPED" in node.ctr("tasks", "ls").stdout, "the end of the container")
+    node.ctr("tasks", "rm", name)
+    node.ctr("containers", "rm", name)

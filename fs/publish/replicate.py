@@ -56,6 +56,7 @@ IS_SNAPSHOTTING = ".cvmfs_is_snapshotting"
 STATUS = ".cvmfs_status.json"
 
 _MAX_SMALL_BYTES = 1 << 20
+_PKCS7_LINE = b"\nVpkcs7\n"  # of a whitelist that has another form as well
 _AT_ONCE = 8  # objects that one job looks for and fetches
 _log = structlog.get_logger()
 
@@ -167,7 +168,7 @@ class _Replication:
         if manifest.metainfo is not None:
             stored = await self._small(manifest.metainfo, Suffix.METAINFO, _MAX_SMALL_BYTES)
             await anyio.to_thread.run_sync(self._store.put, manifest.metainfo, Suffix.METAINFO, stored)
-        pkcs7 = await self._pkcs7()
+        pkcs7 = await self._named(WHITELIST_PKCS7, _MAX_SMALL_BYTES) if _PKCS7_LINE in whitelist else None
         await anyio.to_thread.run_sync(self._publish, manifest, tags, before, envelope, whitelist, pkcs7)
         return self._report
 
@@ -347,13 +348,6 @@ class _Replication:
         receiver = BytesReceiver(name, limit_bytes)
         await self._source.read(Request(name, is_fresh=True), receiver)
         return receiver.content
-
-    async def _pkcs7(self) -> bytes | None:
-        """The other form of the whitelist, which few repositories have and nothing here depends on."""
-        try:
-            return await self._named(WHITELIST_PKCS7, _MAX_SMALL_BYTES)
-        except (AbsentError, UnreachableError):
-            return None
 
     def _publish(  # noqa: PLR0913, PLR0917  # run_sync passes by position
         self,

@@ -14,7 +14,8 @@ from fs.errors import AbsentError, CorruptError, NotTrustedError, RefusedError, 
 from fs.format.hashes import Suffix
 from fs.format.trust import load_public_keys
 from fs.publish.check import CheckOptions, Verdict, check_repository
-from fs.publish.operations import MakeDirectory
+from fs.publish.gc import GcOptions, collect
+from fs.publish.operations import MakeDirectory, Remove
 from fs.publish.replica_state import STATE, Scope
 from fs.publish.replicate import ReplicaOptions, ReplicaReport, replicate_from
 from fs.publish.repository import read_manifest
@@ -79,7 +80,7 @@ def test_a_reference_repository_is_mirrored_whole(name: str, shared: Path, tmp_p
     assert (target / ".cvmfspublished").read_bytes() == (reference.storage / ".cvmfspublished").read_bytes()
     assert report.previous_revision == 0
     assert again.previous_revision == report.revision
-    assert asked <= 4, "nothing new, so only manifest, whitelists and consent are asked for"
+    assert asked <= 3, "nothing new, so only manifest, whitelist and consent are asked for"
     print(f"\n{name}: {report.objects} objects, {report.stored_bytes} bytes, {report.revisions} revisions")
 
 
@@ -134,7 +135,7 @@ def test_a_part_is_mirrored_and_later_the_whole(published: Published, origin: Fl
     assert not published_object(published, target, b"top").exists()
     before = origin.count("")
     mirror(origin.url, target, key, b"/a")
-    assert origin.count("") - before <= 4, "nothing is new"
+    assert origin.count("") - before <= 3, "nothing is new"
 
     mirror(origin.url, target, key, b"/b/three", b"/a")
     assert published_object(published, target, b"three" * 1000).exists()
@@ -287,3 +288,38 @@ def test_a_mirror_of_another_repository_is_not_overwritten(
 
     with pytest.raises(RefusedError, match="mirrors other"):
         mirror(origin.url, tmp_path / "mirror", published.public_key)
+
+
+@pytest.mark.parametrize("paths", [(), (b"/a",)], ids=["whole", "part"])
+def test_garbage_of_a_mirror_is_collected(
+    published: Published, origin: FlakyOrigin, tmp_path: Path, paths: tuple[bytes, ...]
+) -> None:
+    target, key = tmp_path / "mirror", published.public_key
+    mirror(origin.url, target, key, *paths)
+    for turn in range(2):  # the last but one has a name
+        published.commit(Remove(b"/a/deep/two"), published.file(f"/a/turn{turn}", b"%d" % turn))
+        mirror(origin.url, target, key, *paths)
+    store = LocalStore(target, durable=False)
+    options = GcOptions(keep_revisions=1, keep_newer_s=-10, grace_s=-10, is_alone=True)
+
+    report = collect(store, store.private, options)
+
+    assert report.removed_objects > 0
+    assert not published_object(published, target, b"two" * 1000).exists()
+    assert view_of(store, read_manifest(store)).read(b"/a/turn1", 10) == b"1"
+    assert paths or wrong(target, key) == []
+    mirror(origin.url, target, key)
+    assert wrong(target, key) == []
+
+
+def test_a_mirror_that_is_half_made_is_not_collected(published: Published, origin: FlakyOrigin, tmp_path: Path) -> None:
+    target, key = tmp_path / "mirror", published.public_key
+    mirror(origin.url, target, key)
+    published.put(new=b"new")
+    origin.always(str(published.object_of(b"new").relative_to(published.storage)), absent)
+    with pytest.raises(AbsentError):
+        mirror(origin.url, target, key)
+    store = LocalStore(target)
+
+    with pytest.raises(RefusedError, match="replication"):
+        collect(store, store.private, GcOptions())

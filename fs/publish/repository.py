@@ -5,7 +5,7 @@ import re
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, closing, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
@@ -255,9 +255,7 @@ class Repository:
             manifest = read_manifest(self._store)
             if root == manifest.root_catalog:
                 return Commit(manifest.revision, root, changed=False)
-            # what the reflog does not name any more may be losing its objects at this moment
-            if root not in self._reflog() or not self._store.claim(root, Suffix.CATALOG):
-                raise AbsentError(f"the revision with the root catalog {root} was collected as garbage")
+            self._check_kept(root)
             revision, now_s = manifest.revision + 1, self._now_ns(manifest) // 1_000_000_000
             draft = Draft.of_stored(self._cache.fetch(root), ROOT, None)
             stored = self._keep(
@@ -279,9 +277,12 @@ class Repository:
             self._publish(changed, [_tag(TRUNK, stored, revision, now_s)])
             return Commit(revision, stored.hash, changed=True)
 
-    def _reflog(self) -> Collection[Hash]:
+    def _check_kept(self, root: Hash) -> None:
+        """Refuse a revision whose objects may be going at this moment: collections take it out of the reflog first."""
         with closing(connect_bytes(self._store.read_named(REFLOG, limit_bytes=MAX_REFLOG_BYTES))) as connection:
-            return references(connection)
+            is_known = root in references(connection)
+        if not is_known or not self._store.claim(root, Suffix.CATALOG):
+            raise AbsentError(f"the revision with the root catalog {root} was collected as garbage, or never published")
 
     def view(self) -> View:
         """A reader of the newest revision; cheap to ask for again and again."""
@@ -297,9 +298,10 @@ class Repository:
         return read_tags(self._store, read_manifest(self._store))
 
     def set_tag(self, tag: Tag, *, timeout_s: float = DEFAULT_TIMEOUT_S) -> None:
-        """Name a revision, or move a name. Raises RefusedError, LockedError."""
+        """Name a revision, or move a name. Raises AbsentError, RefusedError, LockedError."""
         check_tag_name(tag.name)
         with self._locked(timeout_s):
+            self._check_kept(tag.root_catalog)
             self._publish(read_manifest(self._store), [tag])
 
     def remove_tag(self, name: str, *, timeout_s: float = DEFAULT_TIMEOUT_S) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from fs.errors import AbsentError, OvertakenError
+from fs.format.history import Tag
 from fs.format.trust import load_public_keys
 from fs.publish.check import CheckOptions, check_repository
 from fs.publish.file_leases import FileLeases
@@ -82,8 +83,11 @@ def test_a_revision_that_was_collected_cannot_come_back(published: Published) ->
     old = named_revision(store, published.writer.manifest, "2")
     collect(store, store.private, GcOptions(keep_revisions=1, keep_newer_s=0, grace_s=-10, is_alone=True))
 
-    with pytest.raises(AbsentError):
+    with pytest.raises(AbsentError, match="collected"):
         published.writer.rollback(old.root_catalog)
+    tag = Tag(name="late", root_catalog=old.root_catalog, revision=2, published_unix_s=0)
+    with pytest.raises(AbsentError, match="collected"):
+        published.writer.set_tag(tag)
     with pytest.raises(AbsentError):
         named_revision(store, published.writer.manifest, "2")
     assert published.writer.revision == 4

@@ -21,6 +21,7 @@ class Fault(Enum):
     UNAVAILABLE = "503, the server never sees it"
     INTERNAL = "500, the server never sees it"
     FORBIDDEN = "403, the server never sees it"
+    ERROR_BODY = "200 with an error in the body, the server never sees it"
     SILENCE = "no answer until the client gives up; the server never sees it"
     RESET = "connection reset; the server never sees it"
     LOST_REPLY = "the server does it, then the connection is reset"
@@ -70,6 +71,14 @@ class FaultyProxy:
         return None
 
 
+_ANSWERS = {
+    Fault.UNAVAILABLE: (503, "SlowDown"),
+    Fault.INTERNAL: (500, "InternalError"),
+    Fault.FORBIDDEN: (403, "AccessDenied"),
+    Fault.ERROR_BODY: (200, "InternalError"),
+}
+
+
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     proxy: FaultyProxy
@@ -78,9 +87,8 @@ class _Handler(BaseHTTPRequestHandler):
         body = self._body()
         fault = self.proxy.fault_of(self.command, self.path)
         match fault:
-            case Fault.UNAVAILABLE | Fault.INTERNAL | Fault.FORBIDDEN:
-                codes = {Fault.UNAVAILABLE: (503, "SlowDown"), Fault.INTERNAL: (500, "InternalError")}
-                status, code = codes.get(fault, (403, "AccessDenied"))
+            case Fault.UNAVAILABLE | Fault.INTERNAL | Fault.FORBIDDEN | Fault.ERROR_BODY:
+                status, code = _ANSWERS[fault]
                 self._answer(status, {}, f"<Error><Code>{code}</Code><Message>spoiled</Message></Error>".encode())
                 return
             case Fault.SILENCE:

@@ -20,7 +20,7 @@ from fs.store.s3 import S3Store
 STORED = b"some stored bytes" * 100
 NAME = Hash.of(STORED)
 MANIFEST = ".cvmfspublished"
-PASSING = [fault for fault in Fault if fault is not Fault.FORBIDDEN]
+PASSING = [fault for fault in Fault if fault not in (Fault.FORBIDDEN, Fault.ERROR_BODY)]
 DOUBTFUL = [Fault.UNAVAILABLE, Fault.LOST_REPLY, Fault.LATE_REPLY]
 
 
@@ -123,6 +123,21 @@ def test_an_upload_in_parts_survives_a_fault(
     assert store.put(Hash.of(large), Suffix.CATALOG, large)
 
     assert direct.get(Hash.of(large), Suffix.CATALOG, limit_bytes=len(large)) == large
+
+
+def test_success_with_an_error_inside_is_an_error(store: S3Store, direct: S3Store, proxy: FaultyProxy) -> None:
+    """Servers begin to answer before long work is done: putting parts together, and copies."""
+    large = bytes(11 << 20)
+    joined = proxy.spoil("POST", "uploadId=[^&]*$", Fault.ERROR_BODY)
+
+    store.put(Hash.of(large), Suffix.CATALOG, large)
+
+    assert joined.hits == 1
+    assert direct.get(Hash.of(large), Suffix.CATALOG, limit_bytes=len(large)) == large
+    store._clock = lambda: time.time() + 2 * REFRESH_AFTER_S
+    copied = proxy.spoil("PUT", "C$", Fault.ERROR_BODY)
+    assert store.claim(Hash.of(large), Suffix.CATALOG)
+    assert copied.hits == 1
 
 
 def test_an_upload_that_fails_for_good_leaves_nothing(

@@ -18,7 +18,7 @@ from snapshotter.errors import SnapshotterError
 from snapshotter.mounts import Mount
 from snapshotter.operations import Snapshotter
 from snapshotter.snapshots import Info
-from snapshotter.statuses import status_of
+from snapshotter.statuses import status_of, status_of_fault
 
 _log = structlog.get_logger()
 _NANOSECONDS = 1_000_000_000
@@ -120,7 +120,10 @@ async def _translated(context: grpc.aio.ServicerContext, method: str, key: str) 
         await context.abort(status_of(error), str(error))
     except Exception as error:  # noqa: BLE001  # the edge: containerd gets a status, the log gets the rest
         _log.exception("call_failed", method=method, key=key)
-        await context.abort(grpc.StatusCode.INTERNAL, f"{method} failed: {type(error).__name__}")
+        status = status_of_fault(error)
+        full = status is grpc.StatusCode.RESOURCE_EXHAUSTED
+        reason = "no space left in the snapshotter's directory" if full else type(error).__name__
+        await context.abort(status, f"{method} failed: {reason}")
 
 
 def _mounts(mounts: Iterable[Mount]) -> list[types_pb2.Mount]:

@@ -3,6 +3,9 @@
 containerd maps the codes to its own error classes; the text is shown to users.
 """
 
+import errno
+import sqlite3
+
 import grpc
 
 from snapshotter.errors import (
@@ -30,3 +33,11 @@ _CODES: tuple[tuple[type[SnapshotterError], grpc.StatusCode], ...] = (
 def status_of(error: SnapshotterError) -> grpc.StatusCode:
     """The status code that tells *error* to containerd; INTERNAL for what is wrong on this side."""
     return next((code for kind, code in _CODES if isinstance(error, kind)), grpc.StatusCode.INTERNAL)
+
+
+def status_of_fault(error: Exception) -> grpc.StatusCode:
+    """The status code of an error that is none of ours: RESOURCE_EXHAUSTED if the disk is full, else INTERNAL."""
+    full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+    if full or getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL:
+        return grpc.StatusCode.RESOURCE_EXHAUSTED
+    return grpc.StatusCode.INTERNAL

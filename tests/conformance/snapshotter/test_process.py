@@ -162,3 +162,24 @@ def test_the_repository_may_move(own_service: tuple[Service, FakeRepository]) ->
     with service.started() as client:
         (mounted,) = client.mounts("v")
         assert [path.name for path in Path(mounted.source).iterdir()] == ["a"]
+
+
+@pytest.mark.root
+def test_a_full_disk_is_named_and_nothing_is_left(own_service: tuple[Service, FakeRepository]) -> None:
+    service, _ = own_service
+    service.root.mkdir(mode=0o700)
+    options = "size=2m,nr_inodes=60,mode=700"
+    subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", service.root], check=True, timeout=30)
+    with service.started() as client:
+        client.prepare("first")
+        with pytest.raises(grpc.RpcError) as caught:
+            for number in range(60):
+                client.prepare(f"more-{number}")
+        assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert "no space left" in caught.value.details()
+        failed = f"more-{len(client.list()) - 1}"
+        client.remove("first")
+        client.remove("more-0")
+        client.cleanup()
+        client.prepare(failed)
+        assert client.stat(failed).name == failed

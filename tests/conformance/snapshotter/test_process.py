@@ -8,7 +8,7 @@ from pathlib import Path
 import grpc
 import pytest
 
-from tests.support.snapshotter import FakeRepository, Service
+from tests.support.snapshotter import FakeRepository, Service, SnapshotsClient
 
 
 def refused(service: Service) -> subprocess.CompletedProcess[str]:
@@ -164,6 +164,11 @@ def test_the_repository_may_move(own_service: tuple[Service, FakeRepository]) ->
         assert [path.name for path in Path(mounted.source).iterdir()] == ["a"]
 
 
+def prepare_many(client: SnapshotsClient, count: int) -> None:
+    for number in range(count):
+        client.prepare(f"more-{number}")
+
+
 @pytest.mark.root
 def test_a_full_disk_is_named_and_nothing_is_left(own_service: tuple[Service, FakeRepository]) -> None:
     service, _ = own_service
@@ -173,8 +178,7 @@ def test_a_full_disk_is_named_and_nothing_is_left(own_service: tuple[Service, Fa
     with service.started() as client:
         client.prepare("first")
         with pytest.raises(grpc.RpcError) as caught:
-            for number in range(60):
-                client.prepare(f"more-{number}")
+            prepare_many(client, 60)
         assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
         assert "no space left" in caught.value.details()
         failed = f"more-{len(client.list()) - 1}"

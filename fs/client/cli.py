@@ -1,27 +1,28 @@
 """Commands about mounts. Imports are light: what is heavy is imported when its command runs."""
 
 import hashlib
-import json
 import os
 import platform
 import re
-import sys
 from collections.abc import Callable
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from fs.client.control_cli import mountctl
 from fs.runtime.errors import UsageError
 from fs.runtime.output import command_errors, print_json, say
 
 if TYPE_CHECKING:
+    from fs.client.profile import Read
     from fs.store.proxies import ProxyGroups
 
 _NAME = re.compile(r"[A-Za-z0-9._-]{1,60}")
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(i?)b?", re.IGNORECASE)
 _STEPS = " kmgt"
+_HIGHEST_PORT = 65535
 
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]
 MountPoint = Annotated[Path, typer.Argument(help="Directory where the repository is mounted.")]
@@ -32,16 +33,6 @@ class Frontend(StrEnum):
 
     PYFUSE3 = "pyfuse3"
     WIRE = "wire"
-
-
-class Question(StrEnum):
-    """What mountctl can ask a mount."""
-
-    STATUS = "status"
-    REFRESH = "refresh"
-    REVISION = "revision"
-    CACHE = "cache"
-    LOG = "log"
 
 
 def register(app: typer.Typer) -> None:
@@ -97,6 +88,10 @@ def mount(
         bool | None,
         typer.Option("--allow-other/--no-allow-other", help="Let other users in; default: if root mounts."),
     ] = None,
+    profile: Annotated[
+        Path | None, typer.Option("--profile", help="Fetch at once what another start read (mountctl … profile).")
+    ] = None,
+    metrics: Annotated[str | None, typer.Option("--metrics", help="Serve figures for Prometheus at HOST:PORT.")] = None,
     foreground: Annotated[bool, typer.Option("--foreground", help="Stay, and log to stderr.")] = False,
     as_json: Json = False,
 ) -> None:
@@ -119,6 +114,8 @@ def mount(
         quota_bytes = parse_size(quota)
         public_keys = _read_keys(pubkey)
         proxies = _proxies(proxy, is_sharded=proxy_shard)
+        reads = _profile(profile)
+        metrics_address = _address(metrics)
         allows_other = os.geteuid() == 0 if allow_other is None else allow_other
         variables = {**os.environb, b"CVMFS_ARCH": platform.machine().encode()} if expand_symlinks else None
 
@@ -143,6 +140,8 @@ def mount(
                 quota_bytes=quota_bytes,
                 external_urls=_split(external_url or []),
                 proxies=proxies,
+                profile=reads,
+                metrics=metrics_address,
                 selection=Selection(tag, revision, Hash.parse(root_hash) if root_hash is not None else None),
                 variables=variables,
                 allows_other=allows_other,
@@ -176,6 +175,21 @@ def _proxies(text: str | None, *, is_sharded: bool) -> "ProxyGroups":
     from fs.store.proxies import ProxyGroups
 
     return ProxyGroups.parse(text or "", is_sharded=is_sharded)
+
+
+def _profile(file: Path | None) -> "list[Read] | None":
+    from fs.client.profile import read_profile
+
+    return None if file is None else read_profile(file)
+
+
+def _address(text: str | None) -> tuple[str, int] | None:
+    if text is None:
+        return None
+    host, colon, port = text.rpartition(":")
+    if not colon or not port.isdigit() or int(port) > _HIGHEST_PORT:
+        raise UsageError(f"{text!r} is not HOST:PORT")
+    return host.strip("[]") or "127.0.0.1", int(port)
 
 
 def _read_keys(paths: list[Path]) -> bytes:
@@ -218,39 +232,3 @@ def umount(
             print_json({"repository": mounted.name, "mountpoint": str(mounted.mountpoint)})
         else:
             say(f"{mounted.name} is unmounted from {mounted.mountpoint}")
-
-
-def mountctl(
-    mountpoint: MountPoint,
-    question: Annotated[Question, typer.Argument(help="What to ask or to do.")],
-    as_json: Json = False,
-) -> None:
-    """Ask a running mount, or make it look for a newer revision.
-
-    Example: unpackd mountctl /cvmfs/unpacked.example.org status
-    """
-    with command_errors(as_json=as_json):
-        from fs.client.control import ask
-        from fs.client.mountpoints import absolute, control_socket, find_mount
-        from fs.errors import AbsentError
-
-        where = absolute(mountpoint)
-        mounted = find_mount(where)
-        if mounted is None:
-            raise AbsentError(f"no repository is mounted at {where}")
-        answer = ask(control_socket(where, mounted.uid), {"command": question.value})
-        if as_json:
-            print_json(answer)
-        else:
-            _print(answer)
-
-
-def _print(answer: Any) -> None:  # noqa: ANN401  # JSON
-    """Print an answer of the daemon for people."""
-    if isinstance(answer, dict):
-        for key, value in answer.items():
-            text = json.dumps(value) if isinstance(value, dict | list) else value
-            sys.stdout.write(f"{key}: {text}\n")
-    else:
-        for line in answer:
-            sys.stdout.write(f"{line}\n")

@@ -6,7 +6,7 @@ import resource
 import signal
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from functools import partial
@@ -24,9 +24,11 @@ from fs.client.chain import Anchor
 from fs.client.control import Handler, serve_control
 from fs.client.frontend import Kept, Session
 from fs.client.magic import MountFacts
+from fs.client.metrics import Labels, Metric, exposition, listen_for_metrics, serve_metrics
 from fs.client.mountpoints import MountError, control_socket, prepare_runtime_directory
 from fs.client.objects import Objects
 from fs.client.operations import Operations
+from fs.client.profile import Read, parse_profile, profile_document, read_profile
 from fs.client.refresher import Refresher
 from fs.client.repository import Repository, Selection
 from fs.errors import CatalogError
@@ -60,6 +62,8 @@ class MountSettings:
     allows_other: bool = True
     frontend: str = "pyfuse3"  # or "wire"
     retries: int = 1
+    profile: Sequence[Read] | None = None  # fetched at once
+    metrics: tuple[str, int] | None = None  # where to serve figures over HTTP
     limits: HttpLimits = field(default_factory=HttpLimits)
 
 
@@ -129,13 +133,16 @@ class MountDaemon:
         refresher = Refresher(operations, self._facts, session.revoke)
         socket = control_socket(settings.mountpoint, os.geteuid())
         prepare_runtime_directory(os.geteuid())
-        handlers = Control(operations, refresher, self._facts, settings, self._tail).handlers()
+        control = Control(operations, refresher, self._facts, settings, self._tail)
+        listener = None if settings.metrics is None else await listen_for_metrics(*settings.metrics)
         session.mount()
         try:
-            async with trio.open_nursery() as nursery:
+            async with operations.prefetcher.running(), trio.open_nursery() as nursery:
                 nursery.start_soon(self._main, session, nursery.cancel_scope)
                 nursery.start_soon(self._end_on_signals, session, nursery.cancel_scope)
-                nursery.start_soon(serve_control, socket, handlers)
+                nursery.start_soon(serve_control, socket, control.handlers())
+                if listener is not None:
+                    nursery.start_soon(serve_metrics, listener, control.metrics)
                 await _wait_for_answer(settings.mountpoint)
                 _log.info(
                     "mounted",
@@ -144,6 +151,8 @@ class MountDaemon:
                     mountpoint=str(settings.mountpoint),
                     pid=os.getpid(),
                 )
+                if settings.profile is not None:
+                    operations.prefetcher.start(settings.profile)
                 ready()
                 nursery.start_soon(refresher.run)
                 http_urls = [url for url in settings.urls if url.startswith("http")]
@@ -225,14 +234,17 @@ class Control:
 
     def handlers(self) -> dict[str, Handler]:
         """The commands by name."""
+        with_arguments: dict[str, Handler] = {"prefetch": self._prefetch, "prefetch_progress": self._prefetch_progress}
         answers: dict[str, Callable[[], Awaitable[object]]] = {
             "status": self._status,
             "revision": self._revision,
             "refresh": self._refresh,
             "cache": self._cache,
             "log": self._log_lines,
+            "profile": self._profile,
+            "metrics": self.metrics,
         }
-        return {name: partial(_without_arguments, answer) for name, answer in answers.items()}
+        return with_arguments | {name: partial(_without_arguments, answer) for name, answer in answers.items()}
 
     async def _status(self) -> dict[str, object]:
         revision = await self._revision()
@@ -249,6 +261,7 @@ class Control:
             "is_offline": self._repository.is_offline,
             "next_check": None if is_fixed else datetime.fromtimestamp(next_check, UTC).isoformat(),
             "urls": self._repository.mirrors.urls,
+            "hosts": self._hosts(),
             "proxy": self._facts.proxy,
             "open_catalogs": self._repository.catalogs.open_count,
             "known_inodes": len(self._operations.inodes),
@@ -256,6 +269,8 @@ class Control:
             "io_errors": self._facts.io_errors,
             "fetched_objects": transfers.objects,
             "fetched_bytes": transfers.stored_bytes,
+            "failed_objects": transfers.failed,
+            "fetch_ms": self._fetch_ms(),
             "cache": await self._cache(),
         }
 
@@ -281,8 +296,76 @@ class Control:
             "used_bytes": cache.used_bytes,
             "objects": cache.object_count,
             **asdict(cache.counts),
+            "hit_rate": self._hit_rate(),
             "past_cache": self._repository.objects.counts.past_cache,
         }
+
+    def _hit_rate(self) -> float | None:
+        counts = self._repository.objects.cache.counts
+        asked = counts.hits + counts.misses
+        return round(counts.hits / asked, 4) if asked else None
+
+    def _fetch_ms(self) -> dict[str, float | None]:
+        latencies = self._repository.objects.latencies
+        shares = {"p50": 0.5, "p99": 0.99}
+        found = {name: latencies.percentile(share) for name, share in shares.items()}
+        return {name: None if value is None else round(value * 1000, 3) for name, value in found.items()}
+
+    def _hosts(self) -> list[dict[str, object]]:
+        external = self._facts.external
+        counts = self._repository.mirrors.counts | (external.counts if external is not None else {})
+        return [{"url": url, "answered": one.answered, "failed": one.failed} for url, one in counts.items()]
+
+    async def metrics(self) -> str:
+        """Everything as text for Prometheus."""
+        objects, facts = self._repository.objects, self._facts
+        objects.count_arrived()
+        cache, counts = objects.cache, objects.cache.counts
+        by_host: dict[str, dict[Labels, float]] = {
+            outcome: {
+                (("url", url),): float(getattr(one, outcome)) for url, one in self._repository.mirrors.counts.items()
+            }
+            for outcome in ("answered", "failed")
+        }
+        return exposition(
+            [
+                Metric("revision", "gauge", "Revision that is shown", self._repository.revision.number),
+                Metric("offline", "gauge", "1 while no server was reached", int(self._repository.is_offline)),
+                Metric("cache_hits_total", "counter", "Reads of objects that were there", counts.hits),
+                Metric("cache_misses_total", "counter", "Reads of objects that had to be fetched", counts.misses),
+                Metric("cache_used_bytes", "gauge", "What cached objects take", cache.used_bytes),
+                Metric("cache_quota_bytes", "gauge", "What they may take", cache.quota_bytes),
+                Metric("cache_objects", "gauge", "Cached objects", cache.object_count),
+                Metric("cache_evicted_total", "counter", "Objects that made room", counts.evicted),
+                Metric("cache_damaged_total", "counter", "Cached objects found damaged", counts.damaged),
+                Metric("fetched_objects_total", "counter", "Objects fetched", objects.counts.objects),
+                Metric("fetched_bytes_total", "counter", "Bytes fetched, as stored", objects.counts.stored_bytes),
+                Metric("failed_objects_total", "counter", "Objects that no server gave", objects.counts.failed),
+                Metric("fetch_seconds", "histogram", "Time to fetch an object", objects.latencies),
+                Metric("host_answered_total", "counter", "Requests that a server answered", by_host["answered"]),
+                Metric("host_failed_total", "counter", "Requests that a server failed", by_host["failed"]),
+                Metric("open_catalogs", "gauge", "Catalogs open", self._repository.catalogs.open_count),
+                Metric("known_inodes", "gauge", "Inodes that the kernel knows", len(self._operations.inodes)),
+                Metric("opened_files_total", "counter", "Files opened", facts.opened_files),
+                Metric("io_errors_total", "counter", "Requests answered with EIO", facts.io_errors),
+            ],
+            self._repository.name,
+        )
+
+    async def _profile(self) -> dict[str, object]:
+        reads = self._operations.recorder.reads()
+        return profile_document(self._repository.name, self._repository.revision.number, reads)
+
+    async def _prefetch(self, request: Mapping[str, Any]) -> dict[str, object]:
+        """Begin to fetch paths, or what a profile in a file of this machine names."""
+        if "profile" in request:
+            reads = await anyio.to_thread.run_sync(read_profile, Path(str(request["profile"])))
+        else:
+            reads = parse_profile("\n".join(map(str, request.get("paths", []))).encode("utf-8", "surrogateescape"))
+        return {"job": self._operations.prefetcher.start(reads)}
+
+    async def _prefetch_progress(self, request: Mapping[str, Any]) -> dict[str, object]:
+        return asdict(self._operations.prefetcher.progress(int(request["job"])))
 
     async def _log_lines(self) -> list[str]:
         return list(self._tail.lines)

@@ -8,11 +8,13 @@ is an error that names it. Everything here belongs to one event loop.
 from collections import OrderedDict
 from dataclasses import dataclass
 
+import anyio
 import anyio.to_thread
 import structlog
 
 from fs.client.arrivals import Arrivals
 from fs.client.cache import CacheFullError, ObjectCache
+from fs.client.metrics import Latencies
 from fs.client.object_file import ObjectFile
 from fs.client.receiving import MemorySink, ObjectReceiver, ObjectRef, SinkFailedError, WindowSink
 from fs.errors import AbsentError, CorruptError, RefusedError, UnreachableError
@@ -34,6 +36,7 @@ class TransferCounts:
     objects: int = 0
     stored_bytes: int = 0
     past_cache: int = 0
+    failed: int = 0  # objects that no server gave
 
 
 class Objects:
@@ -48,6 +51,7 @@ class Objects:
     def __init__(self, cache: ObjectCache, reader: StorageReader, external: StorageReader | None = None) -> None:
         self.cache = cache
         self.counts = TransferCounts()
+        self.latencies = Latencies()
         self._reader = reader
         self._external = external
         self._arrivals = Arrivals(cache)
@@ -101,7 +105,7 @@ class Objects:
         for _ in range(2):
             if ref.hash not in self.cache:
                 self.cache.counts.misses += 1
-                await self.fetch(ref)
+                await self._fetching.run(ref.hash, lambda: self._fetch(ref))
             try:
                 opened = self.cache.open_private(ref.hash)
             except (CorruptError, OSError) as failure:
@@ -125,7 +129,12 @@ class Objects:
             CacheFullError: the cache does not take it.
             AbsentError, CorruptError, RefusedError, UnreachableError: no server gives it.
         """
-        await self._fetching.run(ref.hash, lambda: self._fetch(ref))
+        if not self.has(ref):
+            await self._fetching.run(ref.hash, lambda: self._fetch(ref))
+
+    def has(self, ref: ObjectRef) -> bool:
+        """True if the object has arrived: it is in the cache or on its way to it."""
+        return ref.hash in self.cache or self._arrivals.get(ref.hash) is not None
 
     async def _fetch(self, ref: ObjectRef) -> bytes | None:
         """Fetch the object; its bytes if it is small, else None and it is in the cache."""
@@ -157,11 +166,14 @@ class Objects:
             if self._external is None:
                 raise AbsentError(f"object {ref.hash} is external; say with --external-url where {ref.external} is")
             reader = self._external
+        began = anyio.current_time()
         try:
             await reader.read(ref.request(), receiver)
         except (AbsentError, CorruptError, RefusedError, UnreachableError) as error:
             _log.error("object_not_served", object=str(ref.hash), path=ref.request().path, reason=str(error))
+            self.counts.failed += 1
             raise
+        self.latencies.add(anyio.current_time() - began)
         self.counts.objects += 1
         self.counts.stored_bytes += receiver.stored_bytes
 

@@ -17,16 +17,13 @@ import structlog
 from fs.client.catalogs import CatalogRef, Found
 from fs.client.errnos import FileError
 from fs.client.inodes import Inode, InodeTable, Node, directory_key, file_key
-from fs.client.receiving import ObjectRef
+from fs.client.prefetch import Prefetcher, ReadAhead
+from fs.client.profile import ReadRecorder
 from fs.client.repository import Placed, Repository
 from fs.errors import CatalogError, FsError
 from fs.format.catalog import Entry, Flag
-from fs.format.compression import Compression
-from fs.format.hashes import Suffix
 from fs.format.paths import name_of, parent_path
 from fs.format.symlinks import decode_literal, expand_target
-from fs.format.tree import Content
-from fs.store.reading import Part
 
 _log = structlog.get_logger()
 
@@ -86,6 +83,9 @@ class Operations:
     def __init__(self, repository: Repository, root: Found, *, variables: Mapping[bytes, bytes] | None) -> None:
         self.repository = repository
         self.generation = 0
+        self.recorder = ReadRecorder()
+        self.prefetcher = Prefetcher(repository)
+        self._read_ahead = ReadAhead()
         self._variables = variables
         self.inodes = InodeTable(root, self.generation)
         self._contents = OrderedDict[Inode, Placed]()
@@ -228,30 +228,32 @@ class Operations:
         """At most *size* bytes of file *inode* from *offset* on; fewer at its end only. Raises FileError, FsError."""
         node = self._node(inode)
         placed = await self.content(node)
-        content, external = placed.content, placed.external
+        content = placed.content
         end = min(offset + size, content.size)
         if offset >= end:
             return b""
         if content.hash is not None:
-            whole = ObjectRef(content.hash, compression=content.compression, size=content.size, external=external)
-            return _complete(await self.repository.objects.read(whole, offset, end - offset), end - offset)
+            self.recorder.whole(node.found.path)
+            return _complete(await self.repository.objects.read(placed.whole(), offset, end - offset), end - offset)
         parts: list[bytes] = []
         number = bisect_right(content.chunks, offset, key=lambda chunk: chunk.offset) - 1
+        self._look_ahead(inode, placed, offset, end - offset)
         while offset < end:
             chunk = content.chunks[number]
-            ref = ObjectRef(
-                chunk.hash,
-                Suffix.CHUNK,
-                content.compression,
-                chunk.size,
-                external=external,
-                part=_external_part(content, number) if external is not None else None,
-            )
+            self.recorder.chunk(node.found.path, number)
             wanted = min(end, chunk.offset + chunk.size) - offset
-            parts.append(_complete(await self.repository.objects.read(ref, offset - chunk.offset, wanted), wanted))
+            data = await self.repository.objects.read(placed.chunk(number), offset - chunk.offset, wanted)
+            parts.append(_complete(data, wanted))
             offset += wanted
             number += 1
         return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    def _look_ahead(self, inode: int, placed: Placed, offset: int, size: int) -> None:
+        """Let the chunks be fetched that a sequential reader will want."""
+        chunks = placed.content.chunks
+        last = bisect_right(chunks, offset + size - 1, key=lambda chunk: chunk.offset) - 1
+        for number in self._read_ahead.next_chunks(inode, offset, size, last, len(chunks)):
+            self.prefetcher.ahead(placed.chunk(number))
 
     def stored_attributes(self, inode: int) -> Mapping[bytes, bytes]:
         """The extended attributes that the catalog holds, exactly. Raises FileError."""
@@ -330,13 +332,6 @@ class Operations:
         parent = self.inodes.directory(parent_path(path))
         if path and parent is not None:
             forgotten.entries.append((parent, name_of(path)))
-
-
-def _external_part(content: Content, number: int) -> Part:
-    """Where chunk *number* lies in the external file. Source: CernVM-FS 2.12, fetch.cc: ranges of the plain file."""
-    if content.compression is not Compression.NONE:
-        raise CatalogError("an external file in chunks must be uncompressed")
-    return Part(content.chunks[number].offset, content.chunks[number].size)
 
 
 def _complete(data: bytes, wanted: int) -> bytes:

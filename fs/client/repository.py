@@ -28,12 +28,14 @@ from fs.errors import (
     UnreachableError,
 )
 from fs.format.catalog import Entry, Flag, connect_bytes
+from fs.format.compression import Compression
 from fs.format.hashes import Hash, Suffix
 from fs.format.history import History, Tag
 from fs.format.manifest import Manifest
 from fs.format.tree import Content
 from fs.runtime.files import write_atomically
 from fs.store.failover import FailoverReader
+from fs.store.reading import Part
 
 _log = structlog.get_logger()
 
@@ -84,6 +86,24 @@ class Placed:
 
     content: Content
     external: str | None = None
+
+    def whole(self) -> ObjectRef:
+        """The object of a file that is not in chunks."""
+        content = self.content
+        if content.hash is None:
+            raise CatalogError("a file without hash has chunks")
+        return ObjectRef(content.hash, compression=content.compression, size=content.size, external=self.external)
+
+    def chunk(self, number: int) -> ObjectRef:
+        """The object of chunk *number*. Raises CatalogError."""
+        content, chunk = self.content, self.content.chunks[number]
+        part = None
+        if self.external is not None:
+            # Source: CernVM-FS 2.12, fetch.cc: ranges of the plain file
+            if content.compression is not Compression.NONE:
+                raise CatalogError("an external file in chunks must be uncompressed")
+            part = Part(chunk.offset, chunk.size)
+        return ObjectRef(chunk.hash, Suffix.CHUNK, content.compression, chunk.size, external=self.external, part=part)
 
 
 class Repository:

@@ -1,6 +1,7 @@
 """Reading from the first of several places that can give it."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import anyio
 import structlog
@@ -12,6 +13,14 @@ _log = structlog.get_logger()
 
 _OF_THE_MIRROR = (AbsentError, CorruptError, RefusedError, UnreachableError)
 """What another mirror may do better; anything else is the receiver's own trouble."""
+
+
+@dataclass(slots=True)
+class MirrorCounts:
+    """How a mirror did since the start."""
+
+    answered: int = 0
+    failed: int = 0
 
 
 class FailoverReader:
@@ -35,6 +44,7 @@ class FailoverReader:
         self._give_up_after_s = give_up_after_s
         self._current = 0
         self._changed_at = 0.0
+        self.counts = {reader.url: MirrorCounts() for reader in readers}
 
     @property
     def url(self) -> str:
@@ -63,8 +73,10 @@ class FailoverReader:
                 await reader.read(request, receiver)
             except _OF_THE_MIRROR as error:
                 errors.append(error)
+                self.counts[reader.url].failed += 1
                 _log.warning("read_failed", url=reader.url, object=request.path, reason=str(error))
             else:
+                self.counts[reader.url].answered += 1
                 self._keep(reader, errors)
                 return
         raise _worst(errors)

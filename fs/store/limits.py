@@ -15,7 +15,7 @@ class HttpLimits:
     idle_timeout_s: float = 8.0  # between two pieces of an answer, and before the first
     low_speed_bytes_s: int = 2048  # slower than this over low_speed_window_s is no answer
     low_speed_window_s: float = 8.0
-    transfers: int = 16  # at once, over all hosts
+    transfers: int = 64  # at once, over all hosts
 
 
 class Pace:

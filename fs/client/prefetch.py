@@ -1,0 +1,228 @@
+"""Fetching what will be needed: chunks ahead of a sequential reader, trees and profiles on request.
+
+Nothing here can make a read fail: what cannot be fetched is logged, and whoever reads it gets the error.
+"""
+
+import itertools
+from collections import OrderedDict
+from collections.abc import AsyncIterator, Iterable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+import anyio
+import anyio.abc
+import structlog
+from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
+
+from fs.client.cache import CacheFullError
+from fs.client.profile import Read
+from fs.client.receiving import ObjectRef
+from fs.client.repository import Placed, Repository
+from fs.errors import AbsentError, FsError
+from fs.format.catalog import Flag
+
+_log = structlog.get_logger()
+
+_STREAKS = 256  # files whose readers are watched
+_SLACK_BYTES = 2 << 20  # the kernel's own read-ahead does not ask in order
+_STEPS = ((1 << 20, 1), (6 << 20, 2), (24 << 20, 4))  # after so many bytes in sequence, so many chunks ahead
+_AHEAD = 4  # chunks fetched ahead at once
+_QUEUE = 64
+_PARALLEL = 48
+_MOST_JOBS = 16
+_BACKLOG = 256
+
+
+@dataclass(slots=True)
+class _Streak:
+    end: int = 0  # up to where it was read
+    in_sequence: int = 0  # bytes
+    hinted: int = -1  # the last chunk that was asked for
+
+
+class ReadAhead:
+    """Notices sequential readers of files in chunks. Pure: it only says which chunks come next."""
+
+    def __init__(self) -> None:
+        self._streaks = OrderedDict[int, _Streak]()
+
+    def next_chunks(self, inode: int, offset: int, size: int, chunk: int, chunks: int) -> range:
+        """The numbers of the chunks to fetch now.
+
+        Args:
+            inode: the file.
+            offset: where it is read.
+            size: how much.
+            chunk: the number of the last chunk that this touches.
+            chunks: how many the file has.
+        """
+        streak = self._streaks.get(inode)
+        if streak is None:
+            streak = self._streaks[inode] = _Streak(end=offset)
+            if len(self._streaks) > _STREAKS:
+                self._streaks.popitem(last=False)
+        else:
+            self._streaks.move_to_end(inode)
+        if abs(offset - streak.end) > _SLACK_BYTES:
+            self._streaks[inode] = streak = _Streak(end=offset)
+        streak.in_sequence += size
+        streak.end = max(streak.end, offset + size)
+        ahead = max((count for least, count in _STEPS if streak.in_sequence >= least), default=0)
+        first, last = max(chunk, streak.hinted) + 1, min(chunk + ahead, chunks - 1)
+        if last < first:
+            return range(0)
+        streak.hinted = last
+        return range(first, last + 1)
+
+
+@dataclass(slots=True)
+class Progress:
+    """How far a prefetch is."""
+
+    files: int = 0  # looked at
+    objects: int = 0  # needed by them
+    fetched: int = 0
+    fetched_bytes: int = 0  # uncompressed
+    present: int = 0  # in the cache before
+    missing: int = 0  # paths that are not in the repository
+    failed: int = 0
+    seconds: float = 0.0
+    is_done: bool = False
+
+
+class Prefetcher:
+    """Fetches in the background of a mount, while ``running``.
+
+    Args:
+        repository: open.
+        parallel: transfers at once, of one job.
+    """
+
+    def __init__(self, repository: Repository, *, parallel: int = _PARALLEL) -> None:
+        self._repository = repository
+        self._parallel = parallel
+        self._numbers = itertools.count(1)
+        self._jobs = OrderedDict[int, Progress]()
+        self._group: anyio.abc.TaskGroup | None = None
+        self._hints: MemoryObjectSendStream[ObjectRef] | None = None
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """Work until the end of the block; what is under way then is given up."""
+        sending, receiving = anyio.create_memory_object_stream[ObjectRef](_QUEUE)
+        async with sending, receiving, anyio.create_task_group() as group:
+            self._group, self._hints = group, sending
+            for _ in range(_AHEAD):
+                group.start_soon(self._fetch_ahead, receiving)
+            try:
+                yield
+            finally:
+                self._group = self._hints = None
+                group.cancel_scope.cancel()
+
+    def ahead(self, ref: ObjectRef) -> None:
+        """A reader will want *ref* soon. Never blocks; in a rush, hints are dropped."""
+        if self._hints is None or self._repository.objects.has(ref):
+            return
+        try:
+            self._hints.send_nowait(ref)
+        except anyio.WouldBlock:
+            _log.debug("read_ahead_dropped", object=str(ref.hash))
+
+    async def _fetch_ahead(self, hints: MemoryObjectReceiveStream[ObjectRef]) -> None:
+        async for ref in hints:
+            try:
+                await self._repository.objects.fetch(ref)
+            except (FsError, CacheFullError) as error:
+                _log.debug("read_ahead_failed", object=str(ref.hash), reason=str(error))
+
+    def start(self, reads: Sequence[Read]) -> int:
+        """Begin to fetch what *reads* names, directories with everything below; gives the job's number."""
+        if self._group is None:
+            raise AbsentError("this mount is ending")
+        number = next(self._numbers)
+        progress = self._jobs[number] = Progress()
+        while len(self._jobs) > _MOST_JOBS:
+            self._jobs.popitem(last=False)
+        self._group.start_soon(self._work, reads, progress)
+        return number
+
+    def progress(self, job: int) -> Progress:
+        """How far *job* is. Raises AbsentError."""
+        if job not in self._jobs:
+            raise AbsentError(f"there is no prefetch number {job}")
+        return self._jobs[job]
+
+    async def _work(self, reads: Sequence[Read], progress: Progress) -> None:
+        try:
+            await self.fetch(reads, progress)
+        except Exception:  # noqa: BLE001  # the edge: a fault in here must not take the mount away
+            _log.exception("prefetch_broken")
+        finally:
+            progress.is_done = True
+        _log.info("prefetched", files=progress.files, objects=progress.fetched, failed=progress.failed)
+
+    async def fetch(self, reads: Iterable[Read], progress: Progress) -> None:
+        """Fetch what *reads* names, in order, some at once; *progress* is kept up to date."""
+        began = anyio.current_time()
+        sending, receiving = anyio.create_memory_object_stream[ObjectRef](_BACKLOG)
+
+        async def take() -> None:
+            async for ref in receiving:
+                await self._fetch_one(ref, progress)
+                progress.seconds = round(anyio.current_time() - began, 3)
+
+        async with sending, receiving, anyio.create_task_group() as group:
+            for _ in range(self._parallel):
+                group.start_soon(take)
+            for read in reads:
+                try:
+                    async for ref in self._refs(read, progress):
+                        progress.objects += 1
+                        await sending.send(ref)
+                except FsError as error:
+                    progress.failed += 1
+                    _log.warning("prefetch_failed", path=read.path.decode("utf-8", "replace"), reason=str(error))
+            sending.close()
+        progress.seconds = round(anyio.current_time() - began, 3)
+
+    async def _fetch_one(self, ref: ObjectRef, progress: Progress) -> None:
+        if self._repository.objects.has(ref):
+            progress.present += 1
+            return
+        try:
+            await self._repository.objects.fetch(ref)
+        except FsError as error:
+            progress.failed += 1
+            _log.warning("prefetch_failed", object=str(ref.hash), reason=str(error))
+        else:
+            progress.fetched += 1
+            progress.fetched_bytes += ref.size or 0
+
+    async def _refs(self, read: Read, progress: Progress) -> AsyncIterator[ObjectRef]:
+        """The objects of *read*. Catalogs on the way are fetched by looking."""
+        repository = self._repository
+        found = await repository.find(read.path)
+        if found is None:
+            progress.missing += 1
+            return
+        waiting = [found]
+        while waiting:
+            one = waiting.pop()
+            if one.entry.is_directory:
+                children = await repository.catalogs.listing(one.inside, one.path)
+                waiting += [child for child in reversed(children) if not child.entry.flags & Flag.HIDDEN]
+            elif one.entry.is_regular and one.entry.size:
+                progress.files += 1
+                placed = await repository.content(one.home, one.path, one.entry)
+                for ref in _chosen(placed, read.chunks if one is found else ()):
+                    yield ref
+
+
+def _chosen(placed: Placed, chunks: Sequence[int]) -> Iterable[ObjectRef]:
+    """The objects of a file; only *chunks* of them if that names any."""
+    content = placed.content
+    if content.hash is not None:
+        return [placed.whole()]
+    numbers = [number for number in chunks if 0 <= number < len(content.chunks)] or range(len(content.chunks))
+    return [placed.chunk(number) for number in numbers]

@@ -38,7 +38,11 @@ def convert(
     storage: Annotated[str | None, typer.Option(help="Directory of its storage (UNPACKD_STORAGE).")] = None,
     keys: Annotated[Path | None, typer.Option(help="Directory of its keys (UNPACKD_KEYS).")] = None,
     platform: Annotated[
-        str | None, typer.Option(help="os/architecture[/variant]; default: linux on this machine's architecture.")
+        list[str] | None,
+        typer.Option(
+            help="os/architecture[/variant], several with commas or repeated, or all; "
+            "default: linux on this machine's architecture."
+        ),
     ] = None,
     name: Annotated[
         str | None, typer.Option(help="Name of the image in the repository, for images that are in no registry.")
@@ -62,8 +66,9 @@ def convert(
         settings = load_settings(config, flags={"repo": repo, "storage": storage, "keys": keys})
         if name is not None and len(images) > 1:
             raise UsageError("--name gives a name to one image; there are several")
+        wanted, every = platforms(platform)
         requests = [
-            ConversionRequest(source=parse_source(image), platform=_platform(platform), name=_name(name))
+            ConversionRequest(source=parse_source(image), platforms=wanted, every_platform=every, name=_name(name))
             for image in images
         ]
         repository = _open(settings)
@@ -72,12 +77,18 @@ def convert(
         batch.finish()
 
 
-def _platform(text: str | None) -> "Platform | None":
+def platforms(texts: "list[str] | None") -> "tuple[tuple[Platform, ...], bool]":
+    """What the options of that name say: which platforms, and if it is all of them. Raises UsageError."""
     from registry_proxy.errors import ProxyError
     from registry_proxy.oci.manifest import Platform
 
+    words = [word.strip() for text in texts or () for word in text.split(",") if word.strip()]
+    if "all" in words:
+        if len(words) > 1:
+            raise UsageError("--platform all leaves nothing to add")
+        return (), True
     try:
-        return None if text is None else Platform.parse(text)
+        return tuple(dict.fromkeys(Platform.parse(word) for word in words)), False
     except ProxyError as error:
         raise UsageError(str(error)) from error
 

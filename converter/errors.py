@@ -57,6 +57,24 @@ class ChangeSetError(ConverterError):
     exit = Exit.CORRUPT
 
 
+class RecordError(ConverterError):
+    """A record about an image that cannot be read; nothing may be concluded from it."""
+
+    exit = Exit.CORRUPT
+
+
+class ImageAbsentError(ConverterError):
+    """An image that the repository does not have."""
+
+    exit = Exit.ABSENT
+
+
+class NotTheImageError(ConverterError):
+    """A published tree, or what is said about it, that is not what the image says."""
+
+    exit = Exit.CORRUPT
+
+
 class SourceSyntaxError(ConverterError):
     """The name of an image that makes no sense."""
 

@@ -17,7 +17,7 @@ from converter.layer_streams import PLAIN, detect
 from converter.layer_tar import TarReader
 from converter.limits import Limits
 from converter.names import published_name
-from converter.sources import DOCKER_ARCHIVE, OCI_ARCHIVE, FoundImage, ImageSource, OpenSource, descend
+from converter.sources import DOCKER_ARCHIVE, OCI_ARCHIVE, FoundImage, ImageSource, OpenSource, descend, offered
 from registry_proxy.oci import media_types
 from registry_proxy.oci.digest import Digest
 from registry_proxy.oci.manifest import (
@@ -218,6 +218,9 @@ class _Layout:
 
         return await descend(manifest, resolved, self._chosen.media_type, platform)
 
+    async def platforms(self, resolved: Digest) -> list[Platform]:
+        return offered(await anyio.to_thread.run_sync(self._manifest, resolved), self._chosen.media_type)
+
     async def config(self, descriptor: Descriptor) -> bytes:
         data = await anyio.to_thread.run_sync(_read_small, self._blob(descriptor.digest), MAX_CONFIG_BYTES)
         return _verified(data, descriptor.digest, "the config")
@@ -273,6 +276,9 @@ class _DockerArchive:
             return _verified(self._manifest, digest, "the manifest")
 
         return await descend(manifest, resolved, None, platform)
+
+    async def platforms(self, resolved: Digest) -> list[Platform]:
+        return offered(_verified(self._manifest, resolved, "the manifest"), None)
 
     async def config(self, descriptor: Descriptor) -> bytes:
         return _verified(self._config, descriptor.digest, "the config")

@@ -6,11 +6,12 @@ it can be repeated, or done twice at once, without harm.
 """
 
 import platform as machine
+import re
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from importlib import metadata
 from typing import TYPE_CHECKING
@@ -19,14 +20,26 @@ import anyio
 import anyio.to_thread
 
 from converter import placement
+from converter.apptainer import with_apptainer_files
 from converter.changeset import ChangeSet, decode, encode
 from converter.errors import ChangeSetError, ConverterError, CorruptLayerError, ImageRefusedError
 from converter.flatten import Tree, layer_alone, same_tree
+from converter.image_records import (
+    Event,
+    LayerRecord,
+    PlatformImage,
+    Provenance,
+    SignedStatement,
+    SourceRecord,
+    decode_history,
+    encode_history,
+)
 from converter.layer_fetching import fetch_layer
 from converter.limits import Limits
-from converter.placement import LayerDescription, NewChain, NewLayer, Placement, SourceRecord
+from converter.placement import LayerDescription, Naming, NewChain, NewLayer, Placement
 from converter.sources import FoundImage, ImageSource, OpenSource
-from fs.errors import RefusedError
+from converter.tree_digest import digest_of, items_of_tree
+from fs.errors import OvertakenError, RefusedError
 from fs.format.tree import Content, Node
 from fs.publish.repository import Repository
 from fs.publish.view import View
@@ -37,11 +50,15 @@ from registry_proxy.oci.digest import Digest
 from registry_proxy.oci.manifest import Descriptor, ImageConfig, Platform, parse_config, require_image
 
 if TYPE_CHECKING:
+    from fs.publish.operations import Operation
     from registry_proxy.client import RegistryClient
 
 LAYERS_AT_ONCE = 4
 COMMIT_TIMEOUT_S = 600.0
+PROVENANCE_FILE, STATEMENT_FILE = b"provenance.json", b"provenance.dsse.json"
 _REPORT_EVERY_S = 0.1
+_MOST_MACHINES = Platform("linux", "amd64")
+_ODD_PLATFORM = re.compile(r"[^a-z0-9_./-]|\.\.")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,7 +66,8 @@ class ConversionRequest:
     """What is to be converted."""
 
     source: ImageSource
-    platform: Platform | None = None  # None: that of this machine
+    platforms: tuple[Platform, ...] = ()  # none: that of this machine; several: each gets a name of its own
+    every_platform: bool = False  # all that there are
     name: str | None = None  # ``registry/repository:tag`` in the repository; None: what the source says
 
 
@@ -85,6 +103,7 @@ class ConversionResult:
     entries: int = 0  # of the layers that were converted
     seconds: float = 0.0
     warnings: tuple[str, ...] = ()
+    images: tuple[PlatformImage, ...] = ()  # one a platform, if platforms were asked for by name or all
 
     def as_json(self) -> dict[str, object]:
         """The result as JSON has it."""
@@ -98,6 +117,26 @@ class _Layer:
     description: LayerDescription
     changes: ChangeSet
     is_new: bool
+
+
+@dataclass(frozen=True, slots=True)
+class _Image:
+    """The image of one platform, with all that is needed to publish it."""
+
+    platform: Platform
+    found: FoundImage
+    config_bytes: bytes
+    config: ImageConfig
+    layers: list[_Layer]
+
+    @property
+    def digests(self) -> PlatformImage:
+        """What the records say of it."""
+        return PlatformImage(
+            platform=str(self.platform),
+            manifest=str(self.found.manifest_digest),
+            config=str(self.found.manifest.config.digest),
+        )
 
 
 async def convert_image(  # noqa: PLR0913  # collaborators, all by name
@@ -125,8 +164,14 @@ async def convert_image(  # noqa: PLR0913  # collaborators, all by name
     meter = _Meter(report)
     meter.stage("resolving")
     async with request.source.open(client) as source:
-        conversion = _Conversion(request, source, repository, limits or Limits(), meter, layers_at_once)
-        result = await conversion.run()
+        for last_try in (False, False, True):
+            conversion = _Conversion(request, source, repository, limits or Limits(), meter, layers_at_once)
+            try:
+                result = await conversion.run()
+                break
+            except OvertakenError:  # what was there at the beginning was collected meanwhile
+                if last_try:
+                    raise
     meter.stage("done")
     return result
 
@@ -139,11 +184,17 @@ class _Meter:
         self._stage = ""
         self._told = 0.0
         self._lock = threading.Lock()
+        self._entered = time.monotonic()
+        self.steps: dict[str, float] = {}  # seconds that stages took which are over
         self.layers_total = self.layers_done = self.bytes_total = self.bytes_fetched = self.entries = 0
         self.started = time.monotonic()
 
     def stage(self, name: str) -> None:
         """Tell of a new stage at once."""
+        now = time.monotonic()
+        if self._stage:
+            self.steps[self._stage] = round(self.steps.get(self._stage, 0) + now - self._entered, 3)
+        self._entered = now
         self._stage = name
         self._tell()
 
@@ -197,21 +248,39 @@ class _Conversion:
         self._layers_at_once = layers_at_once
         self._notes: list[str] = []
         self._name = request.name or source.name
-        self._platform = request.platform or Platform.parse(f"linux/{machine.machine()}")
+        self._machine = Platform.parse(f"linux/{machine.machine()}")
+        self._is_multiple = request.every_platform or len(request.platforms) > 1
+        self._asked = "all" if request.every_platform else ",".join(map(str, request.platforms or (self._machine,)))
 
     async def run(self) -> ConversionResult:
         resolved = await self._source.resolve()
         known = await anyio.to_thread.run_sync(self._published, resolved)
         if known is not None:
             return known
-        found = await self._source.find(resolved, self._platform)
+        images = [await self._image(resolved, platform) for platform in await self._platforms(resolved)]
+        self._meter.stage("flattening")
+        return await anyio.to_thread.run_sync(self._publish, resolved, images)
+
+    async def _platforms(self, resolved: Digest) -> list[Platform]:
+        """Whose images are to be converted."""
+        if not self._request.every_platform:
+            return list(dict.fromkeys(self._request.platforms or (self._machine,)))
+        offered = await self._source.platforms(resolved)
+        for platform in offered:
+            if platform.os != "linux":
+                self._notes.append(f"the image for {platform} is left out: only Linux images can be unpacked")
+        return [platform for platform in offered if platform.os == "linux"] or [self._machine]
+
+    async def _image(self, resolved: Digest, platform: Platform) -> _Image:
+        found = await self._source.find(resolved, platform)
         require_image(found.manifest)
         config_bytes = await self._source.config(found.manifest.config)
         config = parse_config(config_bytes)
-        self._check(found, config)
+        self._check(found, config, platform)
         layers = await self._layers(found.manifest.layers, config.diff_ids)
-        self._meter.stage("flattening")
-        return await anyio.to_thread.run_sync(self._publish, found, config_bytes, layers)
+        if self._is_multiple and found.index_bytes is None:  # one image, whatever was asked for
+            platform = config.platform
+        return _Image(platform, found, config_bytes, config, layers)
 
     # --- what is there
 
@@ -222,14 +291,33 @@ class _Conversion:
         if view.lookup(path) is None:
             return None
         record = SourceRecord.parse(view.read(path, placement.RECORD_LIMIT_BYTES))
-        if record is None or (record.resolved, record.platform) != (str(resolved), str(self._platform)):
+        if record is None or record.resolved != str(resolved) or not self._is_covered_by(record):
             return None
-        public = view.lookup(placement.public_path(self._name))
-        if public is None or not public.is_symlink or view.lookup(placement.flat_path(record.config)) is None:
-            return None
-        if view.readlink(placement.public_path(self._name)) != placement.public_target(self._name, record.config):
-            return None
+        for image in record.all_images:
+            if view.lookup(placement.flat_path(image.config)) is None:
+                return None
+        public = placement.public_path(self._name)
+        links = {public: placement.public_target(public, record.config)}
+        if record.images:
+            directories = {one: placement.platform_directory(Platform.parse(one.platform)) for one in record.images}
+            links = {
+                link: placement.public_target(link, one.config)
+                for one, directory in directories.items()
+                for link in [placement.platform_link(directory, self._name)]
+            }
+            default = next(directory for one, directory in directories.items() if one.config == record.config)
+            links[public] = placement.variant_target(self._name, default)
+        for link, target in links.items():
+            entry = view.lookup(link)
+            if entry is None or not entry.is_symlink or entry.target != target:
+                return None
         return self._result(record, view.revision, changed=False)
+
+    def _is_covered_by(self, record: SourceRecord) -> bool:
+        if record.platform == self._asked:
+            return True
+        is_default = not self._request.platforms and not self._request.every_platform
+        return is_default and str(self._machine) in {one.platform for one in record.images}
 
     def _result(
         self, record: SourceRecord, revision: int, *, changed: bool, layers: Sequence[_Layer] = ()
@@ -238,7 +326,7 @@ class _Conversion:
         return ConversionResult(
             reference=str(self._request.source),
             name=self._name,
-            platform=str(self._platform),
+            platform=record.platform,
             resolved_digest=record.resolved,
             manifest_digest=record.manifest,
             config_digest=record.config,
@@ -251,6 +339,7 @@ class _Conversion:
             bytes_fetched=self._meter.bytes_fetched,
             entries=sum(len(layer.changes.entries) for layer in new),
             seconds=self._meter.seconds,
+            images=record.images,
             warnings=(
                 *self._notes,
                 *(
@@ -263,7 +352,7 @@ class _Conversion:
 
     # --- the image and its layers
 
-    def _check(self, found: FoundImage, config: ImageConfig) -> None:
+    def _check(self, found: FoundImage, config: ImageConfig, platform: Platform) -> None:
         """Refuse what is no Linux root file system, or not what was asked for."""
         layers = found.manifest.layers
         for layer in layers:
@@ -280,9 +369,10 @@ class _Conversion:
             raise ImageRefusedError(
                 f"{self._name} is an image for {config.platform}; only Linux images can be unpacked"
             )
-        asked = self._request.platform
-        if asked is not None and config.platform.architecture not in ("", asked.architecture):
-            raise ImageRefusedError(f"{self._name} is an image for {config.platform}, not for {asked}")
+        if self._request.platforms and config.platform.architecture not in ("", platform.architecture):
+            raise ImageRefusedError(f"{self._name} is an image for {config.platform}, not for {platform}")
+        if _ODD_PLATFORM.search(str(config.platform)) or _ODD_PLATFORM.search(str(platform)):
+            raise ImageRefusedError(f"{self._name}: {str(config.platform)!r} cannot be the name of a platform")
 
     async def _layers(self, descriptors: Sequence[Descriptor], diff_ids: Sequence[Digest]) -> list[_Layer]:
         """All layers, lowest first; those that the repository does not have are fetched, several at a time."""
@@ -300,7 +390,7 @@ class _Conversion:
         threads = anyio.CapacityLimiter(self._layers_at_once)
 
         async def fetch(descriptor: Descriptor, diff_id: Digest) -> None:
-            with _naming(descriptor, descriptors):
+            with _naming_descriptor(descriptor, descriptors):
                 changes = await fetch_layer(
                     self._source,
                     descriptor,
@@ -342,43 +432,85 @@ class _Conversion:
 
     # --- publishing
 
-    def _publish(self, found: FoundImage, config: bytes, layers: Sequence[_Layer]) -> ConversionResult:
+    def _publish(self, resolved: Digest, images: Sequence[_Image]) -> ConversionResult:
         """Flatten, build the catalogs, commit. Runs in a thread."""
-        repository = self._repository
+        view = self._repository.view()
+        done: list[Operation] = []
+        for image in images:
+            done += placement.image_operations(self._place(view, image))
+            self._meter.stage("flattening")
+        default = _default_of(images, self._machine)
+        now = datetime.now(UTC)
         record = SourceRecord(
-            platform=str(self._platform),
-            resolved=str(found.resolved),
-            manifest=str(found.manifest_digest),
-            config=str(found.manifest.config.digest),
+            platform=self._asked,
+            resolved=str(resolved),
+            manifest=default.digests.manifest,
+            config=default.digests.config,
+            images=tuple(image.digests for image in images) if self._is_multiple else (),
+            converted=now.isoformat(timespec="seconds"),
         )
-        view = repository.view()
+        self._meter.stage("publishing")
+        done += placement.naming_operations(self._naming(view, record, now, images, default))
+        commit = self._repository.commit(done, timeout_s=COMMIT_TIMEOUT_S)
+        layers = [layer for image in images for layer in image.layers]
+        return self._result(record, commit.revision, changed=commit.changed, layers=layers)
+
+    def _place(self, view: View, image: _Image) -> Placement:
+        """All that *image* adds to what *view* has; contents and catalogs are stored."""
+        repository, layers, config = self._repository, image.layers, image.digests.config
         chains = placement.chain_ids([layer.description.diff_id for layer in layers])
         tree, new_chains = self._flatten(view, layers, chains)
         self._meter.stage("publishing")
-        flat = None
-        if view.lookup(placement.flat_path(record.config)) is None:
-            flat = repository.prepare_subtree(placement.flat_path(record.config), tree)
+        flat = apptainer = None
+        if view.lookup(placement.flat_path(config)) is None:
+            flat = repository.prepare_subtree(placement.flat_path(config), tree)
+        if view.lookup(placement.apptainer_path(config)) is None:
+            whole = with_apptainer_files(tree, image.config, self._put)
+            apptainer = repository.prepare_subtree(placement.apptainer_path(config), whole)
         has_flat = bool(chains) and view.lookup(placement.chain_path(chains[-1]) + b"/flat") is not None
-        commit = repository.commit(
-            placement.operations(
-                Placement(
-                    name=self._name,
-                    config=record.config,
-                    manifest=record.manifest,
-                    new_layers=self._new_layers(layers),
-                    origins=self._origins(view, layers, record.config),
-                    new_chains=new_chains,
-                    flat=flat,
-                    flat_chain=chains[-1] if chains and not has_flat else None,
-                    root_images=self._root_images(view, chains[-1], tree, record.config) if chains else {},
-                    image_files=self._image_files(view, found, config, layers, tree),
-                    ducc_manifest=self._put(self._ducc_manifest(found, layers)),
-                    record=self._put(record.encode()),
-                )
-            ),
-            timeout_s=COMMIT_TIMEOUT_S,
+        return Placement(
+            config=config,
+            manifest=image.digests.manifest,
+            layers=list(dict.fromkeys(layer.description.digest for layer in layers)),
+            chains=chains,
+            new_layers=self._new_layers(layers),
+            origins=self._origins(view, layers, config),
+            new_chains=new_chains,
+            flat=flat,
+            apptainer=apptainer,
+            flat_chain=chains[-1] if chains and not has_flat else None,
+            root_images=self._root_images(view, chains[-1], tree, config) if chains else {},
+            image_files=self._image_files(view, image, tree),
         )
-        return self._result(record, commit.revision, changed=commit.changed, layers=layers)
+
+    def _naming(
+        self, view: View, record: SourceRecord, now: datetime, images: Sequence[_Image], default: _Image
+    ) -> Naming:
+        """What becomes of the name."""
+        directories = {
+            placement.platform_directory(image.platform): image.digests.config
+            for image in (images if self._is_multiple else ())
+        }
+        links = {placement.platform_link(directory, self._name) for directory in directories}
+        return Naming(
+            name=self._name,
+            config=record.config,
+            platforms=directories,
+            default=placement.platform_directory(default.platform) if directories else "",
+            stale=[link for link in platform_links(view, self._name) if link not in links],
+            ducc_manifest=self._put(self._ducc_manifest(default.found, default.layers)),
+            record=self._put(record.encode()),
+            history=self._put(self._history(view, record, now)),
+        )
+
+    def _history(self, view: View, record: SourceRecord, now: datetime) -> bytes:
+        path = placement.history_path(self._name)
+        events: list[Event] = []
+        if view.lookup(path) is not None:
+            events = decode_history(view.read(path, placement.RECORD_LIMIT_BYTES))
+        if not events or replace(events[-1].record, converted="") != replace(record, converted=""):
+            events.append(Event(record, now))
+        return encode_history(events)
 
     def _flatten(self, view: View, layers: Sequence[_Layer], chains: Sequence[str]) -> tuple[Node, dict[str, NewChain]]:
         """The image's tree, and the chains that the repository does not have."""
@@ -440,28 +572,46 @@ class _Conversion:
                 origins[digest] = self._put(record)
         return origins
 
-    def _image_files(
-        self, view: View, found: FoundImage, config: bytes, layers: Sequence[_Layer], tree: Node
-    ) -> Mapping[bytes, Content]:
+    def _image_files(self, view: View, image: _Image, tree: Node) -> Mapping[bytes, Content]:
         """The files of ``.unpackd/images``; none if they are there."""
-        if view.lookup(placement.image_path(str(found.manifest_digest))) is not None:
+        path = placement.image_path(image.digests.manifest)
+        if view.lookup(path + b"/" + STATEMENT_FILE) is not None:
             return {}
-        provenance = placement.provenance_record(
+        items = list(items_of_tree(tree))
+        files = [item for item in items if item.content is not None and item.first == item.path]
+        provenance = Provenance(
             source=str(self._request.source),
             name=self._name,
-            platform=str(self._platform),
-            resolved=str(found.resolved),
-            manifest=str(found.manifest_digest),
-            config=str(found.manifest.config.digest),
-            layers=[layer.description for layer in layers],
-            tree=placement.tree_digest(tree),
+            platform=str(image.platform),
+            resolved=str(image.found.resolved),
+            manifest=image.digests.manifest,
+            config=image.digests.config,
+            layers=tuple(
+                LayerRecord(digest=one.digest, diff_id=one.diff_id, media_type=one.media_type, size=one.size)
+                for one in (layer.description for layer in image.layers)
+            ),
+            tree=digest_of(items),
             tool=f"unpackd {metadata.version('unpackd')}",
             converted=datetime.now(UTC),
+            files=len(files),
+            size=sum(item.content.size for item in files if item.content is not None),
+            entries=len(items),
+            seconds=dict(self._meter.steps),
+        ).encode()
+        statement = SignedStatement(
+            provenance,
+            self._repository.sign(SignedStatement.signed_bytes(provenance)),
+            self._repository.certificate_pem,
         )
-        files = {b"manifest.json": found.manifest_bytes, b"config.json": config, b"provenance.json": provenance}
-        if found.index_bytes is not None:
-            files[b"index.json"] = found.index_bytes
-        return {name: self._put(data) for name, data in files.items()}
+        contents = {
+            b"manifest.json": image.found.manifest_bytes,
+            b"config.json": image.config_bytes,
+            PROVENANCE_FILE: provenance,
+            STATEMENT_FILE: statement.encode(),
+        }
+        if image.found.index_bytes is not None:
+            contents[b"index.json"] = image.found.index_bytes
+        return {name: self._put(data) for name, data in contents.items()}
 
     @staticmethod
     def _ducc_manifest(found: FoundImage, layers: Sequence[_Layer]) -> bytes:
@@ -476,8 +626,26 @@ class _Conversion:
         return self._repository.ingester().add_bytes(data)
 
 
+def _default_of(images: Sequence[_Image], machine_platform: Platform) -> _Image:
+    """The image for readers whose platform is not known: that of most machines, else of this one, else the first."""
+    for wanted in (_MOST_MACHINES, machine_platform):
+        for image in images:
+            if (image.platform.os, image.platform.architecture) == (wanted.os, wanted.architecture):
+                return image
+    return images[0]
+
+
+def platform_links(view: View, name: str) -> list[bytes]:
+    """The links for single platforms that *name* has."""
+    if view.lookup(placement.MULTIARCH) is None:
+        return []
+    directories = [entry.name.decode() for entry in view.list(placement.MULTIARCH) if entry.is_directory]
+    links = [placement.platform_link(directory, name) for directory in directories]
+    return [link for link in links if view.lookup(link) is not None]
+
+
 @contextmanager
-def _naming(descriptor: Descriptor, descriptors: Sequence[Descriptor]) -> Iterator[None]:
+def _naming_descriptor(descriptor: Descriptor, descriptors: Sequence[Descriptor]) -> Iterator[None]:
     with _naming_layer(descriptors.index(descriptor) + 1, len(descriptors), str(descriptor.digest)):
         yield
 

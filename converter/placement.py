@@ -11,18 +11,28 @@ from dataclasses import dataclass, field
 from datetime import datetime
 
 from fs.format.paths import components, parent_path
-from fs.format.tree import Content, Node, walk
+from fs.format.tree import Content
 from fs.publish.catalogs import Subtree
-from fs.publish.operations import Graft, MakeDirectory, Operation, PutFile, PutSymlink
+from fs.publish.operations import Graft, MakeDirectory, Operation, PutFile, PutSymlink, Remove, Require
+from registry_proxy.oci.manifest import Platform
 
 LAYERS, FLAT, METADATA, OWN = b"/.layers", b"/.flat", b"/.metadata", b"/.unpackd"
 CHAINS, CHANGE_SETS, IMAGES = OWN + b"/chains", OWN + b"/layers", OWN + b"/images"
+APPTAINER, PINS, UNNEEDED = OWN + b"/apptainer", OWN + b"/pins", OWN + b"/unneeded.json"
+MULTIARCH = b"/.multiarch"
 
 RECORD_LIMIT_BYTES = 1 << 20
 CHANGE_SET_LIMIT_BYTES = 1 << 32
 
-_NESTED = (LAYERS, FLAT, METADATA, OWN, CHAINS, CHANGE_SETS, IMAGES)
+_NESTED = (LAYERS, FLAT, METADATA, OWN, CHAINS, CHANGE_SETS, IMAGES, APPTAINER)
 _FAN_OUT = 2
+_ALIASES = {
+    "amd64": ("x86_64", "x86-64"),
+    "arm64:v8": ("arm64", "aarch64"),
+    "arm:v7": ("arm", "armv7l", "armhf"),
+    "arm:v6": ("armv6l", "armel"),
+    "386": ("i386", "i686"),
+}
 
 
 def hex_of(digest: str) -> bytes:
@@ -56,6 +66,11 @@ def flat_path(config: str) -> bytes:
     return placed(FLAT, config)
 
 
+def apptainer_path(config: str) -> bytes:
+    """The same with what Apptainer needs to act on the config; where users' names lead."""
+    return placed(APPTAINER, config)
+
+
 def chain_path(chain: str) -> bytes:
     """The directory of the ChainID *chain*."""
     return placed(CHAINS, chain)
@@ -80,6 +95,16 @@ def image_path(manifest: str) -> bytes:
 def public_path(name: str) -> bytes:
     """The symlink that users know an image by; *name* is ``registry/repository:tag``."""
     return b"/" + name.encode("utf-8")
+
+
+def history_path(name: str) -> bytes:
+    """What the image *name* was, time after time."""
+    return METADATA + public_path(name) + b"/history.json"
+
+
+def pin_path(manifest: str) -> bytes:
+    """The mark that the image with the manifest digest *manifest* is kept."""
+    return PINS + b"/" + hex_of(manifest)
 
 
 def record_path(name: str) -> bytes:
@@ -108,38 +133,41 @@ def relative_target(link: bytes, target: bytes) -> bytes:
     return b"/".join([b".."] * (len(here) - shared) + there[shared:])
 
 
-def public_target(name: str, config: str) -> bytes:
-    """What the public symlink of *name* says; the form DUCC writes: up to the root, then down."""
+def public_target(link: bytes, config: str) -> bytes:
+    """What the symlink at *link* says to lead users to an image; the form DUCC writes: up to the root, then down."""
+    return b"../" * (len(components(link)) - 1) + apptainer_path(config)[1:]
+
+
+# --- platforms
+
+
+def platform_directory(platform: Platform) -> str:
+    """The directory below ``.multiarch`` for *platform*: ``amd64``, ``arm64:v8``, ``arm:v7``.
+
+    Source: CernVM-FS, pull requests 3897 and 4170 (names of architectures as Go has them, with the variant).
+    """
+    variant = "" if platform.architecture == "amd64" and platform.exact_variant == "v1" else platform.exact_variant
+    return f"{platform.architecture}:{variant}" if variant else platform.architecture
+
+
+def platform_aliases(directories: Iterable[str]) -> dict[str, str]:
+    """Other names for directories of platforms: what ``uname -m`` and Go call those architectures."""
+    return {alias: directory for directory in directories for alias in _ALIASES.get(directory, ())}
+
+
+def platform_link(directory: str, name: str) -> bytes:
+    """The symlink to the image of one platform that *name* has."""
+    return b"/".join((MULTIARCH, directory.encode())) + public_path(name)
+
+
+def variant_target(name: str, default: str) -> bytes:
+    """What the public symlink of *name* says if there is an image a platform; readers put their architecture in."""
     link = public_path(name)
-    return b"../" * (len(components(link)) - 1) + flat_path(config)[1:]
+    up = b"../" * (len(components(link)) - 1)
+    return b"%b%b/$(CVMFS_ARCH:-%b)%b" % (up, MULTIARCH[1:], default.encode(), link)
 
 
 # --- records
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SourceRecord:
-    """What a name led to when it was converted last; one question to the registry tells if it still does."""
-
-    platform: str
-    resolved: str  # digest that the name had: of an index or of a manifest
-    manifest: str
-    config: str
-
-    def encode(self) -> bytes:
-        """The stored form."""
-        return _json({"version": 1, **{key: getattr(self, key) for key in self.__slots__}})
-
-    @classmethod
-    def parse(cls, stored: bytes) -> "SourceRecord | None":
-        """Inverse of ``encode``; None if it is of no version that is known, which costs a conversion and no more."""
-        try:
-            document = json.loads(stored)
-            if document["version"] != 1:
-                return None
-            return cls(**{key: str(document[key]) for key in cls.__slots__})
-        except (ValueError, TypeError, KeyError):
-            return None
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,50 +211,6 @@ def origin_record(before: bytes | None, config: str) -> bytes | None:
     return None if config in configs else _json({"origin": [*configs, config]})
 
 
-def provenance_record(  # noqa: PLR0913  # the fields of a record, all by name
-    *,
-    source: str,
-    name: str,
-    platform: str,
-    resolved: str,
-    manifest: str,
-    config: str,
-    layers: Sequence[LayerDescription],
-    tree: str,
-    tool: str,
-    converted: datetime,
-) -> bytes:
-    """``provenance.json``: where an image came from and what was made of it."""
-    document = {
-        "version": 1,
-        "source": source,
-        "name": name,
-        "platform": platform,
-        "resolved": resolved,
-        "manifest": manifest,
-        "config": config,
-        "layers": [
-            {"digest": layer.digest, "diff_id": layer.diff_id, "media_type": layer.media_type, "size": layer.size}
-            for layer in layers
-        ],
-        "tree": tree,
-        "tool": tool,
-        "converted": converted.isoformat(),
-    }
-    return json.dumps(document, indent=1).encode()
-
-
-def tree_digest(root: Node) -> str:
-    """A digest of everything that a tree says: names, attributes, and the objects that hold the contents."""
-    hasher = hashlib.sha256()
-    first_names: dict[int, bytes] = {}
-    for path, node in walk(root):
-        first = first_names.setdefault(id(node), path)
-        fields = (path, first, node.mode, node.uid, node.gid, node.mtime_ns, node.target, node.rdev)
-        hasher.update(repr((fields, sorted(node.xattrs.items()), node.content)).encode())
-    return f"sha256:{hasher.hexdigest()}"
-
-
 def _json(document: Mapping[str, object]) -> bytes:
     return json.dumps(document, separators=(",", ":")).encode()
 
@@ -254,24 +238,38 @@ class NewChain:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Placement:
-    """All that one conversion adds. What the repository has already is left out."""
+    """All that one image adds. What the repository has already is left out, and has to be there still."""
 
-    name: str
     config: str
     manifest: str
+    layers: Sequence[str] = ()  # digests of all blobs
+    chains: Sequence[str] = ()  # ChainIDs of all layers
     new_layers: Mapping[str, NewLayer]  # by digest of the blob
     origins: Mapping[str, Content]  # origin.json by digest of the blob
     new_chains: Mapping[str, NewChain]  # by ChainID
     flat: Subtree | None
+    apptainer: Subtree | None
     flat_chain: str | None  # ChainID of the whole image, to be linked to its tree; None if it is, or has no layers
     root_images: Mapping[str, Content] = field(default_factory=dict)  # rootfs.erofs by ChainID
     image_files: Mapping[bytes, Content] = field(default_factory=dict)  # of .unpackd/images, by name
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Naming:
+    """What a name comes to lead to."""
+
+    name: str
+    config: str  # of the image for readers whose platform is not known
+    platforms: Mapping[str, str] = field(default_factory=dict)  # config by the name of the platform's directory
+    default: str = ""  # the platform's directory for those readers; with platforms only
+    stale: Sequence[bytes] = ()  # links of platforms that the name does not have any more
     ducc_manifest: Content
     record: Content  # source.json
+    history: Content  # history.json
 
 
-def operations(placement: Placement) -> list[Operation]:
-    """The operations that make *placement* visible. The public symlink is the last one."""
+def image_operations(placement: Placement) -> list[Operation]:
+    """The operations that make an image complete; no name leads to it by them."""
     done: list[Operation] = [MakeDirectory(path, nested=True) for path in _NESTED]
     config, image = placement.config, image_path(placement.manifest)
     used = [
@@ -282,6 +280,7 @@ def operations(placement: Placement) -> list[Operation]:
         ),
         *(chain_path(chain) for chain in placement.new_chains),
         flat_path(config),
+        apptainer_path(config),
         image,
     ]
     done += [MakeDirectory(path, nested=True) for path in sorted({parent_path(path) for path in used})]
@@ -292,8 +291,9 @@ def operations(placement: Placement) -> list[Operation]:
             PutFile(change_set_path(layer), new.change_set),
         ]
     done += [PutFile(origin_path(layer), content) for layer, content in placement.origins.items()]
-    if placement.flat is not None:
-        done.append(Graft(flat_path(config), placement.flat))
+    for path, subtree in ((flat_path(config), placement.flat), (apptainer_path(config), placement.apptainer)):
+        if subtree is not None:
+            done.append(Graft(path, subtree))
     for chain, new_chain in placement.new_chains.items():
         done += _chain_operations(chain, new_chain)
     if placement.flat_chain is not None:
@@ -301,9 +301,36 @@ def operations(placement: Placement) -> list[Operation]:
         done.append(PutSymlink(link, relative_target(link, flat_path(config))))
     done += [PutFile(root_image_path(chain), content) for chain, content in placement.root_images.items()]
     done += [PutFile(image + b"/" + name, content) for name, content in placement.image_files.items()]
-    done.append(PutFile(METADATA + public_path(placement.name) + b"/manifest.json", placement.ducc_manifest))
-    done.append(PutFile(record_path(placement.name), placement.record))
-    done.append(PutSymlink(public_path(placement.name), public_target(placement.name, config)))
+    # what was there when the conversion began may have been collected meanwhile
+    done += [Require(path) for layer in placement.layers for path in (layerfs_path(layer), change_set_path(layer))]
+    done += [Require(chain_path(chain) + b"/layer") for chain in placement.chains]
+    done += [Require(flat_path(config)), Require(apptainer_path(config)), Require(image + b"/provenance.json")]
+    if placement.chains:
+        done.append(Require(chain_path(placement.chains[-1]) + b"/flat"))
+    return done
+
+
+def naming_operations(naming: Naming) -> list[Operation]:
+    """The operations that let a name lead to images. The public symlink is the last one."""
+    metadata = METADATA + public_path(naming.name)
+    done: list[Operation] = [Remove(path) for path in naming.stale]
+    if naming.platforms:
+        done.append(MakeDirectory(MULTIARCH, nested=True))
+        for directory, config in naming.platforms.items():
+            link = platform_link(directory, naming.name)
+            done.append(PutSymlink(link, public_target(link, config)))
+        for alias, directory in sorted(platform_aliases(naming.platforms).items()):
+            done.append(PutSymlink(MULTIARCH + b"/" + alias.encode(), directory.encode()))
+    done += [
+        PutFile(metadata + b"/manifest.json", naming.ducc_manifest),
+        PutFile(metadata + b"/history.json", naming.history),
+        PutFile(metadata + b"/source.json", naming.record),
+    ]
+    link = public_path(naming.name)
+    if naming.platforms:
+        done.append(PutSymlink(link, variant_target(naming.name, naming.default), expands=True))
+    else:
+        done.append(PutSymlink(link, public_target(link, naming.config)))
     return done
 
 

@@ -58,6 +58,10 @@ class OpenSource(Protocol):
         """The image for *platform* below *resolved*."""
         ...
 
+    async def platforms(self, resolved: Digest) -> list[Platform]:
+        """The platforms that the index *resolved* has images for, in its order; none if it is no index."""
+        ...
+
     async def config(self, descriptor: Descriptor) -> bytes:
         """A config blob, verified."""
         ...
@@ -137,11 +141,23 @@ class _RegistrySource:
 
         return await descend(manifest, resolved, None, platform)
 
+    async def platforms(self, resolved: Digest) -> list[Platform]:
+        return offered((await self._client.manifest(self._reference.with_digest(resolved))).body, None)
+
     async def config(self, descriptor: Descriptor) -> bytes:
         return await self._client.blob_bytes(self._reference, descriptor)
 
     def blob(self, descriptor: Descriptor) -> AbstractAsyncContextManager[AsyncIterator[bytes]]:
         return self._client.blob(self._reference, descriptor)
+
+
+def offered(body: bytes, media_type: str | None) -> list[Platform]:
+    """The platforms of an index; none for anything else, and none for BuildKit's attestations."""
+    document = parse_manifest(body, media_type)
+    if isinstance(document, ImageManifest):
+        return []
+    named = [one.platform for one in document.manifests if one.platform is not None]
+    return [platform for platform in dict.fromkeys(named) if platform.os != "unknown"]
 
 
 async def descend(

@@ -33,7 +33,7 @@ class Node:
 
     A hard link is one Node that is reachable under several names; link counts follow from the tree. Nodes compare by
     identity. ``children`` is used by directories, ``content`` by regular files, ``target`` by symlinks, ``rdev``
-    (as ``os.makedev`` gives it) by devices.
+    (as ``os.makedev`` gives it) by devices. A hidden node is found by its name, but is in no listing.
     """
 
     mode: int  # with the type bits, as in st_mode
@@ -45,6 +45,7 @@ class Node:
     rdev: int = 0
     xattrs: dict[bytes, bytes] = field(default_factory=dict)
     children: dict[bytes, "Node"] = field(default_factory=dict)
+    is_hidden: bool = False
 
     @property
     def is_directory(self) -> bool:

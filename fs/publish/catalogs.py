@@ -51,6 +51,7 @@ _PAIR = struct.Struct("<qq")
 _GROUP_SHIFT = 32
 _HASH_SHIFT, _COMPRESSION_SHIFT = 8, 11
 _LINK_GROUP_BITS = 62
+_HIDDEN = Flag.HIDDEN.value
 
 
 @dataclass(frozen=True, slots=True)
@@ -362,7 +363,7 @@ class _Rows:
             node.mode,
             node.mtime_ns // _NS,
             node.mtime_ns % _NS,
-            Flag.DIRECTORY.value | flag.value,
+            Flag.DIRECTORY.value | flag.value | (_HIDDEN if node.is_hidden else 0),
             name_of(directory.path),
             b"",
             node.uid,
@@ -393,7 +394,7 @@ class _Rows:
             node.mode,
             node.mtime_ns // _NS,
             node.mtime_ns % _NS,
-            flags,
+            flags | _HIDDEN if node.is_hidden else flags,
             name,
             target,
             node.uid,

@@ -6,9 +6,12 @@ from datetime import UTC, datetime
 import pytest
 
 from converter import placement
-from converter.placement import LayerDescription, NewChain, Placement, SourceRecord
+from converter.image_records import SourceRecord
+from converter.placement import LayerDescription, Naming, NewChain, Placement
+from converter.tree_digest import digest_of, items_of_tree
 from fs.format.tree import Content, Node
-from fs.publish.operations import MakeDirectory, PutFile, PutSymlink
+from fs.publish.operations import MakeDirectory, PutFile, PutSymlink, Remove, Require
+from registry_proxy.oci.manifest import Platform
 
 CONFIG = "sha256:" + "c0" * 32
 MANIFEST = "sha256:" + "3a" * 32
@@ -48,8 +51,9 @@ def test_relative_targets(link: bytes, target: bytes, text: bytes) -> None:
 
 
 def test_public_symlink_is_as_ducc_writes_it() -> None:
-    assert placement.public_target("registry.example/lib/x:1", CONFIG) == b"../../.flat/c0/" + b"c0" * 32
-    assert placement.public_target("registry.example/x:1", CONFIG) == b"../.flat/c0/" + b"c0" * 32
+    tree = b".unpackd/apptainer/c0/" + b"c0" * 32
+    assert placement.public_target(b"/registry.example/lib/x:1", CONFIG) == b"../../" + tree
+    assert placement.public_target(b"/registry.example/x:1", CONFIG) == b"../" + tree
 
 
 def test_source_record_is_read_back() -> None:
@@ -86,9 +90,9 @@ def test_layer_record_has_duccs_keys() -> None:
 
 
 def test_tree_digest_sees_every_attribute_and_links() -> None:
-    def tree(**fields: int) -> Node:
+    def tree(uid: int = 0, gid: int = 0, mtime_ns: int = 0) -> Node:
         root = Node(mode=0o40755)
-        root.children[b"a"] = Node(mode=0o100644, **fields)
+        root.children[b"a"] = Node(mode=0o100644, uid=uid, gid=gid, mtime_ns=mtime_ns)
         return root
 
     linked, copied = tree(), tree()
@@ -96,38 +100,80 @@ def test_tree_digest_sees_every_attribute_and_links() -> None:
     copied.children[b"b"] = Node(mode=0o100644)
 
     digests = {
-        placement.tree_digest(root) for root in (tree(), tree(uid=1), tree(gid=1), tree(mtime_ns=1), linked, copied)
+        digest_of(items_of_tree(root)) for root in (tree(), tree(uid=1), tree(gid=1), tree(mtime_ns=1), linked, copied)
     }
 
     assert len(digests) == 6
-    assert placement.tree_digest(tree()) == placement.tree_digest(tree())
+    assert digest_of(items_of_tree(tree())) == digest_of(items_of_tree(tree()))
 
 
-def test_public_symlink_comes_last_and_parents_begin_catalogs() -> None:
-    made = placement.operations(
+def test_images_are_complete_before_their_name() -> None:
+    made = placement.image_operations(
         Placement(
-            name="r.example/x:1",
             config=CONFIG,
             manifest=MANIFEST,
+            layers=[LAYER],
+            chains=[CHAIN],
             new_layers={},
             origins={LAYER: SOME},
             new_chains={CHAIN: NewChain(layer=LAYER, parent=None, own_layer=None)},
             flat=None,
+            apptainer=None,
             flat_chain=CHAIN,
             root_images={CHAIN: SOME},
             image_files={b"manifest.json": SOME},
-            ducc_manifest=SOME,
-            record=SOME,
         )
     )
 
-    assert made[-1] == PutSymlink(b"/r.example/x:1", b"../.flat/c0/" + b"c0" * 32)
     nested = [operation.path for operation in made if isinstance(operation, MakeDirectory) and operation.nested]
     assert {b"/.layers", b"/.flat", b"/.flat/c0", b"/.unpackd/chains/9c", b"/.unpackd/images/3a"} <= set(nested)
-    assert PutFile(b"/.metadata/r.example/x:1/source.json", SOME) in made
     links = {operation.path: operation.target for operation in made if isinstance(operation, PutSymlink)}
     chain = b"/.unpackd/chains/9c/" + b"9c" * 32
     assert links[chain + b"/layer"] == b"../../../../.layers/1a/" + b"1a" * 32 + b"/layerfs"
     assert links[chain + b"/flat"] == b"../../../../.flat/c0/" + b"c0" * 32
-    assert placement.linked_flat_path(links[chain + b"/flat"]) == placement.flat_path(CONFIG)
     assert PutFile(chain + b"/rootfs.erofs", SOME) in made
+    required = {operation.path for operation in made if isinstance(operation, Require)}
+    assert {b"/.flat/c0/" + b"c0" * 32, chain + b"/layer", chain + b"/flat"} <= required
+
+
+def naming(**fields: object) -> Naming:
+    given: dict[str, object] = {"name": "r.example/x:1", "config": CONFIG, **fields}
+    return Naming(ducc_manifest=SOME, record=SOME, history=SOME, **given)  # type: ignore[arg-type]
+
+
+def test_public_symlink_comes_last() -> None:
+    made = placement.naming_operations(naming())
+
+    assert made[-1] == PutSymlink(b"/r.example/x:1", b"../.unpackd/apptainer/c0/" + b"c0" * 32)
+    assert PutFile(b"/.metadata/r.example/x:1/source.json", SOME) in made
+
+
+def test_several_platforms_have_links_of_their_own_and_the_name_varies() -> None:
+    made = placement.naming_operations(
+        naming(
+            platforms={"amd64": CONFIG, "arm64:v8": MANIFEST}, default="amd64", stale=[b"/.multiarch/386/r.example/x:1"]
+        )
+    )
+
+    links = {operation.path: operation.target for operation in made if isinstance(operation, PutSymlink)}
+    assert links[b"/.multiarch/amd64/r.example/x:1"] == b"../../../.unpackd/apptainer/c0/" + b"c0" * 32
+    assert links[b"/.multiarch/arm64:v8/r.example/x:1"] == b"../../../.unpackd/apptainer/3a/" + b"3a" * 32
+    assert (links[b"/.multiarch/aarch64"], links[b"/.multiarch/x86_64"]) == (b"arm64:v8", b"amd64")
+    target = b"../.multiarch/$(CVMFS_ARCH:-amd64)/r.example/x:1"
+    assert made[-1] == PutSymlink(b"/r.example/x:1", target, expands=True)
+    assert Remove(b"/.multiarch/386/r.example/x:1") in made
+
+
+@pytest.mark.parametrize(
+    ("platform", "directory"),
+    [
+        ("linux/amd64", "amd64"),
+        ("linux/amd64/v3", "amd64:v3"),
+        ("linux/arm64", "arm64:v8"),
+        ("linux/arm64/v8", "arm64:v8"),
+        ("linux/arm/v6", "arm:v6"),
+        ("linux/s390x", "s390x"),
+    ],
+)
+def test_directories_of_platforms(platform: str, directory: str) -> None:
+    assert placement.platform_directory(Platform.parse(platform)) == directory

@@ -1,7 +1,8 @@
 """How commands reach a farm: its API, over the network or straight over the database of this machine's stack."""
 
+import json
 import os
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Self
@@ -22,6 +23,7 @@ from converter.farm_errors import (
 URL_VARIABLE, TOKEN_VARIABLE = "UNPACKD_URL", "UNPACKD_TOKEN"  # the name of a variable
 _TIMEOUT_S = 30.0
 _LOCAL = "http://localhost"
+_JSON = {"Content-Type": "application/json"}
 _MISTAKES = TypeAdapter(list[Mistake])
 
 
@@ -50,7 +52,7 @@ class FarmAccess:
         from converter.config import load_farm_settings  # noqa: PLC0415  # only here is a database
         from converter.farm_config import sqlite_url  # noqa: PLC0415
         from converter.farm_database import FarmDatabase  # noqa: PLC0415
-        from converter.up import DATABASE, default_directory, repository_name  # noqa: PLC0415
+        from converter.up import DATABASE, UPLOADS, default_directory, repository_name  # noqa: PLC0415
         from converter.web.app import web_app  # noqa: PLC0415
         from converter.web.services import Services  # noqa: PLC0415
 
@@ -58,8 +60,13 @@ class FarmAccess:
         name = repository_name(place) if (place / DATABASE).exists() else None
         if name is None:
             raise SourceAbsentError(f"there is no stack in {place}: give --url or --dir, or start one with unpackd up")
-        settings = load_farm_settings().model_copy(
-            update={"database_url": sqlite_url(place / DATABASE), "api_token": None}
+        found = load_farm_settings()
+        settings = found.model_copy(
+            update={
+                "database_url": sqlite_url(place / DATABASE),
+                "api_token": None,
+                "upload_directory": found.upload_directory or place.absolute() / UPLOADS,
+            }
         )
         database = FarmDatabase(settings.database_url)
         app = web_app(Services.of(name, database, settings))
@@ -86,11 +93,51 @@ class FarmAccess:
         """See the API: ``PUT /api/v1/wishlists/NAME``."""
         return await self._ask("PUT", f"/api/v1/wishlists/{name}", content=body)
 
+    async def image(self, name: str) -> dict[str, Any]:
+        """See the API: ``GET /api/v1/images/REFERENCE``."""
+        return await self._ask("GET", f"/api/v1/images/{name}")
+
+    async def convert(self, reference: str, *, manifest: str | None = None) -> dict[str, Any]:
+        """See the API: ``POST /api/v1/conversions``."""
+        body = {"reference": reference, **({} if manifest is None else {"manifest": manifest})}
+        return await self._ask("POST", "/api/v1/conversions", content=json.dumps(body).encode(), headers=_JSON)
+
+    async def has_blob(self, digest: str) -> bool:
+        """See the API: ``HEAD /api/v1/uploads/DIGEST``."""
+        try:
+            answer = await self._client.head(f"/api/v1/uploads/{digest}")
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
+            raise FarmUnreachableError(f"{self._shown} does not answer: {error}") from error
+        if answer.status_code not in (200, 404):
+            sentence = f"{self._shown} does not take images (status {answer.status_code}); is {TOKEN_VARIABLE} right?"
+            raise _error_of(answer.status_code, {"error": sentence})
+        return answer.is_success
+
+    async def send_blob(self, digest: str, size_bytes: int, content: bytes | AsyncIterator[bytes]) -> None:
+        """See the API: ``PUT /api/v1/uploads/DIGEST``."""
+        headers = {"Content-Length": str(size_bytes), "Content-Type": "application/octet-stream"}
+        try:
+            answer = await self._client.put(f"/api/v1/uploads/{digest}", content=content, headers=headers)
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
+            raise FarmUnreachableError(f"{self._shown} does not take {digest}: {error}") from error
+        if not answer.is_success:
+            try:
+                document = answer.json()
+            except ValueError:
+                document = None
+            raise _error_of(answer.status_code, document if isinstance(document, dict) else {})
+
     async def _ask(
-        self, method: str, path: str, *, params: Mapping[str, str] | None = None, content: bytes | None = None
+        self,
+        method: str,
+        path: str,
+        *,
+        params: Mapping[str, str] | None = None,
+        content: bytes | None = None,
+        headers: Mapping[str, str] | None = None,
     ) -> dict[str, Any]:
         try:
-            answer = await self._client.request(method, path, params=params, content=content)
+            answer = await self._client.request(method, path, params=params, content=content, headers=headers)
             document = answer.json()
         except (httpx.HTTPError, httpx.InvalidURL) as error:
             raise FarmUnreachableError(f"{self._shown} does not answer: {error}") from error
@@ -111,7 +158,7 @@ def _error_of(status: int, document: Mapping[str, Any]) -> ConverterError:
             return JobAbsentError(sentence)
         case 400 | 413 | 415:
             return FarmUsageError(sentence)
-        case 401 | 403:
+        case 401 | 403 | 409:
             return RequestRefusedError(sentence)
         case 422:
             try:

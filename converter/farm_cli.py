@@ -105,7 +105,8 @@ def worker(config: Config = None) -> None:
 
     with command_errors():
         configure_logging()
-        code = run_worker(load_farm_settings(config), PipelineConverter(load_settings(config)))
+        farm = load_farm_settings(config)
+        code = run_worker(farm, PipelineConverter(load_settings(config), uploads=farm.upload_directory))
     raise typer.Exit(code)
 
 

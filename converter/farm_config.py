@@ -31,6 +31,12 @@ class FarmSettings(BaseModel):
         default=1, description="Notifications of one repository within this time are one."
     )
     registry_connections: PositiveInt = Field(default=8, description="Questions to registries at a time.")
+    upload_directory: Path | None = Field(
+        default=None, description="Where images that users send wait; web and workers share it. None: they cannot."
+    )
+    upload_blob_bytes: PositiveInt = Field(default=20 << 30, description="Largest blob that users may send.")
+    upload_total_bytes: PositiveInt = Field(default=100 << 30, description="What may wait in that directory.")
+    upload_keep_s: PositiveFloat = Field(default=86400, description="How long it stays after it was last asked for.")
     webhook_authorization: SecretStr | None = Field(
         default=None, description="Authorization header that webhooks must carry."
     )

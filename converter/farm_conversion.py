@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import asdict
+from pathlib import Path
 
 import anyio
 
@@ -9,14 +10,15 @@ from converter.config import ConversionSettings
 from converter.farm_errors import FarmUsageError
 from converter.jobs import Claim, Outcome
 from converter.pipeline import ConversionRequest, ConversionResult, Progress, convert_image
-from converter.sources import parse_source
+from converter.sources import OCI, ImageSource, parse_source
+from converter.uploads import uploaded_layout
 from fs.publish.repository import Repository
 
 
 class PipelineConverter:
     """A ``tasks.Converter`` that publishes images; the repository is opened by the process that converts."""
 
-    def __init__(self, settings: ConversionSettings) -> None:
+    def __init__(self, settings: ConversionSettings, *, uploads: Path | None = None) -> None:
         """Check that *settings* name a repository.
 
         Raises:
@@ -28,6 +30,7 @@ class PipelineConverter:
         self._storage = settings.storage
         self._keys = settings.keys
         self._limits = settings.limits.limits()
+        self._uploads = uploads  # where images that users sent are
         self._repository: Repository | None = None
 
     def __call__(self, claim: Claim, report: Callable[[dict[str, object]], None]) -> Outcome:
@@ -35,7 +38,12 @@ class PipelineConverter:
         if self._repository is None:
             self._repository = Repository.open(self._name, self._storage, self._keys)
         repository = self._repository
-        request = ConversionRequest(source=parse_source(claim.pinned), name=claim.name)
+        layout = uploaded_layout(self._uploads, claim.digest)
+        if layout is None:
+            source = parse_source(claim.pinned)
+        else:  # the text gets into the repository's records
+            source = ImageSource(f"upload:{claim.digest}", OCI, path=layout)
+        request = ConversionRequest(source=source, name=claim.name)
 
         def tell(progress: Progress) -> None:
             report(asdict(progress))

@@ -79,5 +79,17 @@ class FarmUsageError(ConverterError):
     exit = Exit.USAGE
 
 
+class UploadError(ConverterError):
+    """What a user sent is not what it is said to be, or cannot be taken."""
+
+
+class UploadTooLargeError(UploadError):
+    """There is no room for what a user wants to send."""
+
+
+class ConversionFailedError(ConverterError):
+    """The service could not convert the image; the message is its reason."""
+
+
 class RequestRefusedError(ConverterError):
     """The service refused what was asked, with its own words."""

@@ -9,8 +9,9 @@ import sqlalchemy as sa
 
 from converter.farm_database import FarmDatabase
 from converter.farm_errors import JobAbsentError
-from converter.farm_schema import history, images, jobs
+from converter.farm_schema import history, images, jobs, wishes
 from converter.job_rules import ImageState, JobState, image_state
+from converter.wishlist import Wish
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,6 +23,7 @@ class ImageView:
     repository: str
     state: ImageState
     wished: bool
+    requested: bool  # somebody asks for it now, and the registry did not answer yet
     digest: str | None
     published_digest: str | None
     public_path: str | None
@@ -93,6 +95,15 @@ class FarmViews:
             raise JobAbsentError(f"the farm knows no image {reference}; unpackd wish ls shows what is wished")
         return _image(row)
 
+    def is_wished(self, wish: Wish) -> bool:
+        """True if a wishlist names the image of *wish*, or a pattern that it matches."""
+        query = sa.select(wishes.c.reference).where(
+            wishes.c.registry == wish.registry, wishes.c.image_repository == wish.repository
+        )
+        with self._database.read() as connection:
+            listed = [Wish.parse(text) for text in connection.execute(query).scalars()]
+        return any(one.tag == wish.tag or one.matches(wish.tag or "") for one in listed)
+
     def tag_history(self, image: ImageView) -> list[TagChange]:
         """The digests that the image's tag named, newest first."""
         query = (
@@ -150,6 +161,7 @@ def _image(row: sa.Row[tuple[object, ...]]) -> ImageView:
         repository=row.repository,
         state=state,
         wished=row.wished,
+        requested=row.requested,
         digest=row.digest,
         published_digest=row.published_digest,
         public_path=row.public_path,

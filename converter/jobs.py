@@ -85,6 +85,13 @@ class JobStore:
                 .on_conflict_do_nothing()
             )
 
+    def request_digest(self, repository: str, wish: Wish, digest: str) -> None:
+        """Somebody asks for exactly *digest* under the name of *wish*, which no registry has to confirm."""
+        with self._database.write() as connection:
+            image_id = self._image_id(connection, repository, wish)
+            connection.execute(sa.update(images).where(images.c.id == image_id).values(requested=True))
+            self._observe(connection, repository, wish, digest)
+
     def observe(self, repository: str, digests: Mapping[Wish, str]) -> int:
         """The registry says what the tags of the wishes name; gives how many jobs that makes.
 

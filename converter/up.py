@@ -32,7 +32,7 @@ _log = structlog.get_logger()
 
 DEFAULT_NAME = "unpacked.local"
 DATABASE = "farm.sqlite"
-STORAGE, KEYS = "storage", "keys"
+STORAGE, KEYS, UPLOADS = "storage", "keys", "uploads"
 _LOCK, _BROKER = "lock", "broker"
 _POLL_INTERVAL_S = "15"
 _START_TIMEOUT_S = 60.0
@@ -188,6 +188,7 @@ class Up:
             "UNPACKD_KEYS": str(self._directory / KEYS),
             **self._unless_set("database_url", sqlite_url(self._directory / DATABASE)),
             **self._unless_set("poll_interval_s", _POLL_INTERVAL_S),
+            **self._unless_set("upload_directory", str(self._directory / UPLOADS)),
         }
         if self._options.config is not None:
             environment[FILE_VARIABLE] = str(self._options.config.absolute())

@@ -11,14 +11,22 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from converter.farm_errors import JobAbsentError, WishlistError, WishSyntaxError
+from converter.farm_errors import (
+    JobAbsentError,
+    UploadError,
+    UploadTooLargeError,
+    WishlistError,
+    WishSyntaxError,
+)
 from converter.job_rules import JobState
 from converter.names import written_repository
 from converter.web.access import content_type, read_body, require_writer
 from converter.web.services import Services
+from converter.web.uploads import spool_of
 from converter.wishes import apply_text
 from converter.wishlist import SIZE_LIMIT_BYTES, Wish
-from registry_proxy.errors import ReferenceSyntaxError
+from registry_proxy.errors import ProxyError
+from registry_proxy.oci.digest import Digest
 from registry_proxy.oci.reference import Reference
 
 _MAX_REQUEST_BYTES = 16 << 10
@@ -100,14 +108,37 @@ class Api:
         return JSONResponse({"name": name, "changed": changed})
 
     async def request_conversion(self, request: Request) -> Response:
-        """Convert an image now: ``{"reference": "registry/repository:tag"}``."""
+        """Convert an image now: ``{"reference": "registry/repository:tag"}``.
+
+        With ``"manifest": "sha256:…"`` it is the one that was sent under that digest; 409 names what is missing of it.
+        """
         require_writer(request, self._services.api_token)
         if content_type(request) != "application/json":
             raise HTTPException(415, "the body is JSON, with that content type")
-        wish = _requested(await read_body(request, _MAX_REQUEST_BYTES))
-        await anyio.to_thread.run_sync(self._services.jobs.request, self._services.repository, wish)
+        document = _document(await read_body(request, _MAX_REQUEST_BYTES))
+        wish, manifest = _requested(document), document.get("manifest")
+        if manifest is None:
+            await anyio.to_thread.run_sync(self._services.jobs.request, self._services.repository, wish)
+        else:
+            missing = await anyio.to_thread.run_sync(self._take_upload, wish, Digest.parse(str(manifest)))
+            if missing:
+                sentence = f"not sent yet: {', '.join(missing)}"
+                return JSONResponse({"error": sentence, "missing": missing}, HTTPStatus.CONFLICT)
         answer = {"reference": wish.reference, "name": wish.simple_name}
         return JSONResponse(answer, HTTPStatus.ACCEPTED, {"Location": f"/api/v1/images/{wish.simple_name}"})
+
+    def _take_upload(self, wish: Wish, manifest: Digest) -> list[str]:
+        """Make a job of an image that was sent, or tell what is missing of it."""
+        spool = spool_of(self._services)
+        if wish.digest is not None or wish.tag is None:
+            raise HTTPException(400, "an image that was sent gets a name with a tag and without a digest")
+        if self._services.views.is_wished(wish):
+            raise HTTPException(409, f"{wish.simple_name} is wished from its registry")
+        missing = [str(digest) for digest in spool.missing(manifest)]
+        if not missing:
+            spool.seal(manifest)
+            self._services.jobs.request_digest(self._services.repository, wish, str(manifest))
+        return missing
 
 
 def error_response(_request: Request, error: Exception) -> Response:
@@ -120,19 +151,25 @@ def error_response(_request: Request, error: Exception) -> Response:
             return JSONResponse({"error": str(error), "mistakes": mistakes}, HTTPStatus.UNPROCESSABLE_ENTITY)
         case JobAbsentError():
             return JSONResponse({"error": str(error)}, HTTPStatus.NOT_FOUND)
-        case WishSyntaxError() | ReferenceSyntaxError():
+        case UploadTooLargeError():
+            return JSONResponse({"error": str(error)}, HTTPStatus.REQUEST_ENTITY_TOO_LARGE)
+        case WishSyntaxError() | ProxyError() | UploadError():
             return JSONResponse({"error": str(error)}, HTTPStatus.BAD_REQUEST)
         case _:
             return JSONResponse({"error": "the job database cannot be used now"}, HTTPStatus.SERVICE_UNAVAILABLE)
 
 
-def _requested(body: bytes) -> Wish:
-    """The image that *body* asks for, written as docker does; a pattern is no image."""
+def _document(body: bytes) -> dict[str, object]:
     try:
         document = json.loads(body)
     except (ValueError, RecursionError) as error:
         raise HTTPException(400, "the body is not JSON") from error
-    text = document.get("reference") if isinstance(document, dict) else None
+    return document if isinstance(document, dict) else {}
+
+
+def _requested(document: dict[str, object]) -> Wish:
+    """The image that *document* asks for, written as docker does; a pattern is no image."""
+    text = document.get("reference")
     if not isinstance(text, str):
         raise HTTPException(400, 'the body is {"reference": "registry/repository:tag"}')
     reference = Reference.parse(text)

@@ -20,6 +20,7 @@ from converter.web.api import Api, error_response
 from converter.web.hooks import Hooks
 from converter.web.pages import Pages
 from converter.web.services import Services
+from converter.web.uploads import Uploads
 from registry_proxy.errors import ProxyError
 
 _log = structlog.get_logger()
@@ -43,6 +44,7 @@ def web_app(services: Services, *, origin: ASGIApp | None = None) -> ASGIApp:
     routes = [
         *Pages(services).routes(),
         *Api(services).routes(),
+        *Uploads(services).routes(),
         *hooks.routes(),
         Route("/healthz", figures.health),
         Route("/metrics", figures.metrics),

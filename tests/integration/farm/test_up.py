@@ -189,6 +189,27 @@ def test_everything_can_be_set_in_a_file(stack: Stack, wishlist: Path, tmp_path:
     assert not (stack.directory / "broker").exists()
 
 
+def test_users_push_images_out_of_files_and_registries(stack: Stack) -> None:
+    files = make_layout(
+        stack.folder / "mine", [[directory("etc"), Member("etc/x", b"mine")], [Member("big", b"b" * 70_000)]]
+    )
+    stack.push("other:1", b"other")
+    with stack.running("--name", NAME):
+        url = ("--url", stack.url)
+        name = "users.example/me/tool:1"
+        sent = unpackd("push", files.source, name, *url)
+        assert (sent.returncode, sent.stdout) == (0, f"/cvmfs/{NAME}/{name}\n"), sent.stderr
+        assert sent.stderr.count("sending sha256:") == 2
+        assert read(stack.directory, f"/{name}".encode()) == b"mine"
+        again = unpackd("push", files.source, name, *url, "--json")
+        assert (json.loads(again.stdout)["state"], "sending" in again.stderr) == ("done", False)
+        fetched = unpackd("push", f"{stack.registry.host}/other:1", *url)
+        assert fetched.stdout == f"/cvmfs/{NAME}/{stack.registry.host}/other:1\n", fetched.stderr
+        absent = unpackd("push", f"{stack.registry.host}/other:absent", *url)
+        assert (absent.returncode, "other" in absent.stderr) == (1, True)
+        assert unpackd("push", files.source, *url).returncode == 2  # it needs a name
+
+
 def test_it_ends_cleanly_and_goes_on_where_it_was(stack: Stack, wishlist: Path) -> None:
     reference = stack.push("tool:1", b"one\n")
     with stack.running("--wishlist", wishlist) as process:

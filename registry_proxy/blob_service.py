@@ -10,7 +10,7 @@ from pathlib import Path
 from anyio import to_thread
 
 from registry_proxy.cache import Cache, Place
-from registry_proxy.downloads import PIECE_BYTES, Download, Downloads
+from registry_proxy.downloads import PIECE_BYTES, Download, Downloads, State
 from registry_proxy.errors import (
     AbandonedError,
     AbsentError,
@@ -104,9 +104,12 @@ class Blobs:
         return BlobAnswer(size, part, self._past_the_cache(upstream, repository, digest, part))
 
     async def _join(self, upstream: Upstream, repository: str, digest: Digest) -> Download:
-        if self._downloads.find(digest) is not None:
+        running = self._downloads.find(digest)
+        if running is not None:
             # its repository may be another one, with other readers
             await self._authorise(upstream, repository, digest)
+            if running.state is not State.FAILED:  # one that is done by now can be read like any other
+                return running
         return self._downloads.join(upstream, repository, digest)
 
     async def _following(

@@ -80,10 +80,9 @@ def republish(repository: Repository, path: bytes, spoil: Callable[[Draft], None
         last_modified_unix_s=manifest.published_unix_s,
         ttl_s=manifest.ttl_s,
     )
-    repository._publish(
-        replace(manifest, root_catalog=stored.hash, catalog_size=stored.size, revision=manifest.revision + 1),
-        [],
-    )
+    spoiled = replace(manifest, root_catalog=stored.hash, catalog_size=stored.size, revision=manifest.revision + 1)
+    with repository._locked(10):
+        repository._publish(spoiled, [])
 
 
 def sql(statement: str) -> Callable[[Draft], None]:

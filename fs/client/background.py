@@ -2,11 +2,14 @@
 
 import json
 import os
+import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import NoReturn
 
+from fs.client.holder import Plan
 from fs.client.mountpoints import MountError
 from fs.errors import FsError, RefusedError
 from fs.runtime.errors import UnpackdError
@@ -36,13 +39,7 @@ def start_in_background(serve: Serve, log_file: Path) -> int:
         DaemonFailedError: *serve* failed; its error is told.
         RefusedError: the log file cannot be written.
     """
-    try:
-        log_file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        if log_file.exists() and log_file.stat().st_size > _LOG_BYTES:
-            log_file.replace(log_file.with_suffix(".log.1"))
-        log = os.open(log_file, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
-    except OSError as error:
-        raise RefusedError(f"the log file {log_file} cannot be written: {error.strerror}") from error
+    log = _open_log(log_file)
     reading, writing = os.pipe()
     sys.stdout.flush()
     sys.stderr.flush()
@@ -51,15 +48,70 @@ def start_in_background(serve: Serve, log_file: Path) -> int:
         _become_daemon(serve, log, writing)
     os.close(log)
     os.close(writing)
+    _hear(reading, log_file)
+    return child
+
+
+def start_held(arguments: list[str], mountpoint: Path, lock: Path, log_file: Path) -> int:
+    """Run ``unpackd mount`` with *arguments* under a session holder; give the holder's id when the mount answers.
+
+    Raises:
+        DaemonFailedError: the first daemon failed; its error is told.
+        RefusedError: the log file cannot be written.
+    """
+    log = _open_log(log_file)
+    reading, writing = os.pipe()
+    command = [sys.executable, "-m", "unpackd", "mount"]
+    plan = Plan(command, arguments, str(mountpoint), str(lock), writing)
+    holder = subprocess.Popen(
+        [sys.executable, "-m", "fs.client.holder", json.dumps(asdict(plan))],
+        stdin=subprocess.DEVNULL,
+        stdout=log,
+        stderr=log,
+        pass_fds=(writing,),
+        start_new_session=True,
+        cwd="/",
+    )
+    os.close(log)
+    os.close(writing)
+    _hear(reading, log_file)
+    return holder.pid
+
+
+def serve_held(serve: Serve, tell: int) -> None:
+    """Run *serve* as the daemon of a holder; the first one says at *tell* how it went."""
+    if tell < 0:
+        serve(lambda: None)
+        return
+    os.set_inheritable(tell, False)  # noqa: FBT003  # its own signature
+    try:
+        serve(lambda: _tell(tell, {"ok": True}))
+    except BaseException as error:
+        known = _known(error)
+        sentence = str(known) if known is not None else f"internal error: {error!r}"
+        _tell(tell, {"error": sentence, "exit": int(known.exit if known is not None else Exit.FAILED)})
+        raise
+
+
+def _open_log(log_file: Path) -> int:
+    try:
+        log_file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        if log_file.exists() and log_file.stat().st_size > _LOG_BYTES:
+            log_file.replace(log_file.with_suffix(".log.1"))
+        return os.open(log_file, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise RefusedError(f"the log file {log_file} cannot be written: {error.strerror}") from error
+
+
+def _hear(reading: int, log_file: Path) -> None:
+    """Wait for what the daemon says. Raises DaemonFailedError, MountError."""
     with os.fdopen(reading, "rb") as stream:
         told = stream.read()
     if not told:
         raise MountError(f"the daemon ended without a word; its log is {log_file}")
     answer = json.loads(told)
     if "error" in answer:
-        os.waitpid(child, 0)
         raise DaemonFailedError(answer["error"], answer["exit"])
-    return child
 
 
 def _become_daemon(serve: Serve, log: int, writing: int) -> NoReturn:

@@ -87,8 +87,12 @@ class ObjectCache:
         """How many objects there are."""
         return len(self._sizes)
 
-    def start(self, *, lock_timeout_s: float = 5.0) -> None:
+    def start(self, *, lock_timeout_s: float = 5.0, lock: int = -1) -> None:
         """Lock the directory, remove what a crash left and learn what is there. Blocks for the disk.
+
+        Args:
+            lock_timeout_s: how long to wait for it.
+            lock: descriptor of the file that is locked already, if it is.
 
         Raises:
             LockedError: another process uses it.
@@ -96,7 +100,9 @@ class ObjectCache:
         """
         try:
             self.directory.mkdir(parents=True, exist_ok=True, mode=0o700)
-            self._take_lock(lock_timeout_s)
+            self._lock = lock
+            if lock < 0:
+                self._take_lock(lock_timeout_s)
             self._incoming.mkdir(exist_ok=True, mode=0o700)
             self._objects.mkdir(exist_ok=True, mode=0o700)
             for leftover in self._incoming.iterdir():

@@ -26,11 +26,16 @@ class Kept:
 class Session(Protocol):
     """A connection to the kernel."""
 
+    keeps_mount: bool  # when it is closed, for the next daemon
+
     def mount(self) -> None:
         """Make the file system appear. Raises MountError."""
 
     async def serve(self) -> None:
         """Answer the kernel until the file system is unmounted or ``stop`` is called."""
+
+    async def resume(self) -> None:
+        """Revoke what the kernel was told by an earlier daemon and does not hold any more; ``serve`` must run."""
 
     def stop(self) -> None:
         """Take no new requests: ``serve`` returns when those under way are answered."""
@@ -39,7 +44,7 @@ class Session(Protocol):
         """Make the kernel forget."""
 
     def close(self) -> None:
-        """Unmount, if it is still mounted."""
+        """Unmount, if it is still mounted and shall not be kept."""
 
 
 def count_fault(facts: MountFacts) -> None:

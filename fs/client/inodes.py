@@ -10,9 +10,9 @@ import hashlib
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import NewType
+from typing import NewType, Protocol
 
-from fs.client.catalogs import Found
+from fs.client.catalogs import CatalogRef, Found
 from fs.format.catalog import Catalog, Entry, Flag
 
 Inode = NewType("Inode", int)
@@ -21,17 +21,17 @@ ROOT = Inode(1)
 _BITS = 52  # overlayfs wants the upper bits for itself, and JSON readers the range of a double
 _LEAST = 256
 _FIELDS = struct.Struct("<IIIQqQQI")
-_KEY_BYTES = 16
+KEY_BYTES = 16
 
 
 def directory_key(path: bytes) -> bytes:
     """What identifies the directory at *path*."""
-    return hashlib.blake2b(b"d" + path, digest_size=_KEY_BYTES).digest()
+    return hashlib.blake2b(b"d" + path, digest_size=KEY_BYTES).digest()
 
 
 def file_key(catalog: Catalog, path: bytes, entry: Entry) -> bytes:
     """What identifies the file *entry* at *path*, as *catalog*, which holds it, describes it."""
-    hasher = hashlib.blake2b(digest_size=_KEY_BYTES)
+    hasher = hashlib.blake2b(digest_size=KEY_BYTES)
     fields = _FIELDS.pack(
         entry.mode,
         entry.uid & 0xFFFFFFFF,
@@ -68,27 +68,58 @@ class Node:
     paths: set[bytes] = field(default_factory=set)  # under which the kernel may know it
 
 
+@dataclass(frozen=True, slots=True)
+class Dormant:
+    """What an earlier life of the client told the kernel of an inode, which was not asked for in this life."""
+
+    key: bytes
+    home: CatalogRef  # as in Found, of the revision of that time
+    inside: CatalogRef
+    is_directory: bool
+    paths: tuple[bytes, ...]
+
+
+class Recorder(Protocol):
+    """Keeps for a later life what the kernel knows."""
+
+    def known(self, inode: Inode, key: bytes, found: Found) -> None:
+        """The kernel will know *inode* by the path of *found*."""
+
+    def forgotten(self, inode: Inode) -> None:
+        """The kernel does not know *inode* any more."""
+
+
 class InodeTable:
-    """The inodes that the kernel knows, with its lookup counts."""
+    """The inodes that the kernel knows, with its lookup counts.
+
+    How often it looked up what it knows from an earlier life is not known, but it was at least once; the kernel forgets
+    an inode with all its look-ups at once, so counting one for them is enough.
+    """
 
     def __init__(self, root: Found, generation: int) -> None:
         self._nodes: dict[Inode, Node] = {}
+        self._dormant: dict[Inode, Dormant] = {}
+        self.recorder: Recorder | None = None
         self._directories: dict[bytes, Inode] = {}
         node = Node(ROOT, directory_key(b""), root, generation, lookups=1, paths={b""})
         self._nodes[ROOT] = node
         self._directories[b""] = ROOT
 
     def __len__(self) -> int:
-        return len(self._nodes)
+        return len(self._nodes) + len(self._dormant)
 
     def number(self, key: bytes) -> Inode:
         """The inode number of what *key* identifies; the next free one if another thing has it."""
         if key == self._nodes[ROOT].key:
             return ROOT
         number = int.from_bytes(key[:8], "little") >> (64 - _BITS) | _LEAST
-        while (node := self._nodes.get(Inode(number))) is not None and node.key != key:
+        while (taken := self._key_of(Inode(number))) is not None and taken != key:
             number += 1
         return Inode(number)
+
+    def _key_of(self, inode: Inode) -> bytes | None:
+        known = self._nodes.get(inode) or self._dormant.get(inode)
+        return None if known is None else known.key
 
     def get(self, inode: int) -> Node | None:
         """What *inode* stands for, or None."""
@@ -102,23 +133,66 @@ class InodeTable:
             node = self._nodes[inode] = Node(inode, key, found, generation)
             if found.entry.is_directory:
                 self._directories[found.path] = inode
+            self._wake(node)
         elif generation > node.generation:
             node.found = found
             node.generation = generation
         node.lookups += 1
-        node.paths.add(found.path)
+        if found.path not in node.paths:
+            node.paths.add(found.path)
+            if self.recorder is not None:
+                self.recorder.known(inode, key, found)
         return node
+
+    def _wake(self, node: Node) -> None:
+        dormant = self._dormant.pop(node.inode, None)
+        if dormant is not None:
+            node.lookups += 1
+            node.paths.update(dormant.paths)
+
+    def restore(self, dormant: dict[Inode, Dormant]) -> None:
+        """Take over what an earlier life told the kernel."""
+        for inode, one in dormant.items():
+            if inode not in self._nodes:
+                self._dormant[inode] = one
+                if one.is_directory:
+                    self._directories[one.paths[-1]] = inode
+
+    def dormant(self, inode: int) -> Dormant | None:
+        """What an earlier life told the kernel of *inode*, if it was not asked for since."""
+        return self._dormant.get(Inode(inode))
+
+    def all_dormant(self) -> list[tuple[Inode, Dormant]]:
+        """All of them, as they are now."""
+        return list(self._dormant.items())
+
+    def wake(self, inode: int, found: Found) -> None:
+        """*found* is what the dormant *inode* stands for; whether it is still so, is not known."""
+        dormant = self._dormant.get(Inode(inode))
+        if dormant is not None:
+            node = self._nodes[Inode(inode)] = Node(Inode(inode), dormant.key, found, -1)
+            self._wake(node)
 
     def forget(self, inode: int, lookups: int) -> None:
         """The kernel forgets *lookups* of what it was told."""
-        node = self._nodes.get(Inode(inode))
-        if node is None or node.inode == ROOT:
+        number = Inode(inode)
+        node = self._nodes.get(number)
+        if number == ROOT or (node is None and number not in self._dormant):
             return
-        node.lookups -= lookups
-        if node.lookups <= 0:
-            del self._nodes[node.inode]
-            if self._directories.get(node.found.path) == node.inode:
-                del self._directories[node.found.path]
+        path: bytes | None = None
+        if node is None:
+            dormant = self._dormant.pop(number)
+            path = dormant.paths[-1] if dormant.is_directory else None
+        else:
+            node.lookups -= lookups
+            if node.lookups > 0:
+                return
+            del self._nodes[number]
+            path = node.found.path
+        if path is not None and self._directories.get(path) == number:
+            del self._directories[path]
+        if self.recorder is not None:
+            self.recorder.forgotten(number)
 
     def directory(self, path: bytes) -> Inode | None:
         """The number of the directory at *path* if the kernel knows it."""

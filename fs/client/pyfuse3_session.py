@@ -31,6 +31,7 @@ class Pyfuse3Session:
     """
 
     def __init__(self, frontend: Pyfuse3Frontend, name: str, mountpoint: Path, *, allows_other: bool) -> None:
+        self.keeps_mount = False  # libfuse cannot
         self._frontend = frontend
         self._name = name
         self._mountpoint = mountpoint
@@ -56,6 +57,9 @@ class Pyfuse3Session:
     async def serve(self) -> None:
         """See Session."""
         await pyfuse3.main(min_tasks=4, max_tasks=99)
+
+    async def resume(self) -> None:
+        """See Session: there is no earlier daemon."""
 
     def stop(self) -> None:
         """See Session."""

@@ -21,6 +21,7 @@ from fs.client.frontend import Kept, count_fault, describe
 from fs.client.inodes import directory_key
 from fs.client.magic import MagicAttributes, MountFacts
 from fs.client.operations import Operations
+from fs.client.wire_journal import Journal
 from fs.client.wire_messages import (
     READ_LIMIT_BYTES,
     MessageError,
@@ -109,8 +110,9 @@ def _hash(name: bytes) -> int:
 class WireFrontend:
     """Answers requests; knows nothing about where they come from."""
 
-    def __init__(self, operations: Operations, facts: MountFacts, kept: Kept) -> None:
+    def __init__(self, operations: Operations, facts: MountFacts, kept: Kept, journal: Journal | None = None) -> None:
         self.operations = operations
+        self._journal = journal
         self._facts = facts
         self._kept = kept
         self._magic = MagicAttributes(operations, facts)
@@ -159,7 +161,12 @@ class WireFrontend:
     async def answer(self, request: Request) -> tuple[int, bytes]:
         """Errno and body of the answer."""
         try:
-            return 0, await self._handlers[request.operation](request.inode, request.body)
+            if self.operations.inodes.dormant(request.inode) is not None:
+                await self.operations.recall(request.inode)
+            body = await self._handlers[request.operation](request.inode, request.body)
+            if self._journal is not None and self._journal.has_news:
+                self._journal.flush()
+            return 0, body  # noqa: TRY300  # the end of the only good way
         except FileError as error:
             return error.code, b""
         except MessageError as error:

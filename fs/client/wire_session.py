@@ -3,6 +3,7 @@
 import ctypes
 import errno
 import os
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -10,9 +11,11 @@ import anyio.to_thread
 import structlog
 import trio
 
+from fs.client.holder import DEVICE, Inheritance
 from fs.client.mountpoints import FILESYSTEM, MountError, find_mount
-from fs.client.operations import Invalidations
+from fs.client.operations import Invalidations, Operations
 from fs.client.wire_frontend import WireFrontend
+from fs.client.wire_journal import Journal, Remembered, load
 from fs.client.wire_messages import (
     MESSAGE_BYTES,
     READ_LIMIT_BYTES,
@@ -24,11 +27,12 @@ from fs.client.wire_messages import (
     invalidate_entry,
     invalidate_pages,
     parse,
+    resend,
 )
+from fs.format.hashes import Hash
 
 _log = structlog.get_logger()
 
-DEVICE = "/dev/fuse"
 _READ_ONLY = 1  # MS_RDONLY; devices and set-user-id files count: root file systems of containers are made of this
 _DETACH = 2  # MNT_DETACH
 _REVOCATIONS_AT_ONCE = 512
@@ -44,6 +48,26 @@ def open_device() -> int:
         raise MountError(f"{DEVICE} cannot be opened: {error.strerror}") from error
 
 
+@dataclass(frozen=True, slots=True)
+class Held:
+    """What lets a session go on after its daemon."""
+
+    inherited: Inheritance
+    journal: Journal
+    root: Hash | None  # the catalog under which the kernel was told what it knows from an earlier life
+
+
+def hold(operations: Operations, inherited: Inheritance, file: Path) -> Held:
+    """Take over what the journal in *file* says that the kernel knows, and record from now on."""
+    remembered = load(file) if inherited.is_resumed else Remembered(root=operations.repository.revision.root.hash)
+    journal = Journal(file)
+    journal.start(remembered)
+    operations.restore(remembered.inodes, remembered.absent)
+    operations.inodes.recorder = journal
+    operations.absent_recorder = journal.absent
+    return Held(inherited, journal, remembered.root)
+
+
 class WireSession:
     """See frontend.Session. Only root can have one.
 
@@ -52,13 +76,24 @@ class WireSession:
         name: of the repository.
         mountpoint: absolute.
         allows_other: users other than root.
+        held: what comes from a holder, if there is one.
     """
 
-    def __init__(self, frontend: WireFrontend, name: str, mountpoint: Path, *, allows_other: bool) -> None:
+    def __init__(
+        self,
+        frontend: WireFrontend,
+        name: str,
+        mountpoint: Path,
+        *,
+        allows_other: bool,
+        held: Held | None = None,
+    ) -> None:
         self._frontend = frontend
         self._name = name
         self._mountpoint = mountpoint
         self._allows_other = allows_other
+        self._held = held
+        self.keeps_mount = False
         self._descriptor = -1
         self._reading = trio.CancelScope()
         self._under_way = 0
@@ -67,7 +102,12 @@ class WireSession:
 
     def mount(self) -> None:
         """See Session."""
-        self._descriptor = open_device()
+        if self._held is not None and self._held.inherited.is_resumed:
+            self._descriptor = self._held.inherited.device
+            self._device = self._mounted_device()
+            os.write(self._descriptor, resend())
+            return
+        self._descriptor = self._held.inherited.device if self._held is not None else open_device()
         options = f"fd={self._descriptor},rootmode=40000,user_id=0,group_id=0,default_permissions"
         if self._allows_other:
             options += ",allow_other"
@@ -77,9 +117,12 @@ class WireSession:
             reason = os.strerror(ctypes.get_errno())
             os.close(self._descriptor)
             raise MountError(f"{self._mountpoint} could not be mounted: {reason}; only root can use --frontend wire")
-        mounted = find_mount(self._mountpoint)
-        self._device = mounted.device if mounted is not None else ""
+        self._device = self._mounted_device()
         self._read_ahead()
+
+    def _mounted_device(self) -> str:
+        mounted = find_mount(self._mountpoint)
+        return mounted.device if mounted is not None else ""
 
     def _read_ahead(self) -> None:
         """Let the kernel ask for as much at a time as it may; only a matter of speed."""
@@ -136,6 +179,12 @@ class WireSession:
         else:
             self._write(answer_header(request.unique, len(body)), body)
 
+    async def resume(self) -> None:
+        """See Session."""
+        operations = self._frontend.operations
+        if self._held is not None and self._held.root != operations.repository.revision.root.hash:
+            await self.revoke(await operations.adopt())
+
     def _write(self, *parts: bytes) -> None:
         try:
             os.writev(self._descriptor, parts)
@@ -149,12 +198,16 @@ class WireSession:
 
     async def revoke(self, forgotten: Invalidations) -> None:
         """See Session. In threads: the kernel may have to wait for requests that this loop answers."""
+        root = self._frontend.operations.repository.revision.root.hash
         notices = [partial(invalidate_entry, parent, name) for parent, name in forgotten.entries]
         notices += [partial(invalidate_pages, inode) for inode in forgotten.listings]
         notices += [partial(invalidate_attributes, inode) for inode in forgotten.attributes]
         for start in range(0, len(notices), _REVOCATIONS_AT_ONCE):
             part = [notice() for notice in notices[start : start + _REVOCATIONS_AT_ONCE]]
             await anyio.to_thread.run_sync(self._notify, part)
+        if self._held is not None:
+            self._held.journal.adopted(root)
+            self._held.journal.flush()
 
     def _notify(self, notices: list[bytes]) -> None:
         for notice in notices:
@@ -165,8 +218,7 @@ class WireSession:
 
     def close(self) -> None:
         """See Session."""
-        mounted = find_mount(self._mountpoint)
-        if mounted is not None and mounted.device == self._device:  # not what was mounted there since
+        if not self.keeps_mount and self._device and self._mounted_device() == self._device:  # not one since then
             libc = ctypes.CDLL(None, use_errno=True)
             if libc.umount2(os.fsencode(self._mountpoint), _DETACH) != 0:
                 _log.warning("not_unmounted", reason=os.strerror(ctypes.get_errno()))

@@ -1,0 +1,204 @@
+"""What the kernel was told, on disk, so that the next daemon of the same session can go on.
+
+The journal is written before the kernel gets the answer, without being synced: it has to survive the process, not the
+machine. Each record is ``length, CRC-32`` (4 bytes each) and a body whose first byte is its kind:
+
+====  ==================================================================================================
+kind  rest of the body
+====  ==================================================================================================
+C     number of a catalog (4 bytes), length of the hash's text (1), the text, the mount point
+N     inode (8), key (16), number of the catalog with the entry (4), with the children (4), is directory
+      (1), path: the kernel knows the inode by this path
+F     inode (8): the kernel has forgotten it
+A     path: the kernel was told that there is nothing
+R     text of the root catalog's hash: all that does not hold there was revoked
+====  ==================================================================================================
+
+A record that a kill cut off is the last one and is left out: the kernel has not got its answer. A new life begins with
+a new journal that holds what is left of the old one.
+"""
+
+import os
+import struct
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import structlog
+
+from fs.client.catalogs import CatalogRef, Found
+from fs.client.inodes import KEY_BYTES, Dormant, Inode
+from fs.errors import FsError
+from fs.format.hashes import Hash
+
+_log = structlog.get_logger()
+
+_HEAD = struct.Struct("=II")
+_CATALOG = struct.Struct("=cIB")
+_NODE = struct.Struct(f"=cQ{KEY_BYTES}sIIB")
+_FORGOTTEN = struct.Struct("=cQ")
+_RECORD_LIMIT_BYTES = 1 << 16
+_BUFFER_BYTES = 1 << 16
+_MOST_ABSENT = 1 << 16
+
+
+@dataclass(slots=True)
+class Remembered:
+    """What an earlier life told the kernel."""
+
+    root: Hash | None = None
+    inodes: dict[Inode, Dormant] = field(default_factory=dict)
+    absent: dict[bytes, None] = field(default_factory=dict)
+
+
+class Journal:
+    """Appends; all of it belongs to one event loop. A disk that takes nothing ends the journal, not the mount."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._catalogs: dict[CatalogRef, int] = {}
+        self._buffer = bytearray()
+        self._descriptor = -1
+        self.has_news = False  # that must be on disk before the kernel gets an answer
+
+    def start(self, remembered: Remembered) -> None:
+        """Begin anew with *remembered*; the old journal stays until this one is complete."""
+        temporary = self._path.with_suffix(".new")
+        try:
+            self._descriptor = os.open(
+                temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_CLOEXEC, 0o600
+            )
+        except OSError as error:
+            self._give_up(error)
+            return
+        if remembered.root is not None:
+            self.adopted(remembered.root)
+        for inode, dormant in remembered.inodes.items():
+            self._node(inode, dormant)
+        for path in remembered.absent:
+            self.absent(path)
+        self.flush()
+        if self._descriptor >= 0:
+            temporary.replace(self._path)
+
+    def known(self, inode: Inode, key: bytes, found: Found) -> None:
+        """The kernel will know *inode* by the path of *found*."""
+        self._node(inode, Dormant(key, found.home, found.inside, found.entry.is_directory, (found.path,)))
+        self.has_news = True
+
+    def _node(self, inode: Inode, known: Dormant) -> None:
+        numbers = self._catalog(known.home), self._catalog(known.inside)
+        for path in known.paths:
+            self._append(_NODE.pack(b"N", inode, known.key, *numbers, known.is_directory) + path)
+
+    def _catalog(self, catalog: CatalogRef) -> int:
+        number = self._catalogs.get(catalog)
+        if number is None:
+            number = self._catalogs[catalog] = len(self._catalogs)
+            text = str(catalog.hash).encode()
+            self._append(_CATALOG.pack(b"C", number, len(text)) + text + catalog.mountpoint)
+        return number
+
+    def forgotten(self, inode: Inode) -> None:
+        """The kernel does not know *inode* any more."""
+        self._append(_FORGOTTEN.pack(b"F", inode))
+
+    def absent(self, path: bytes) -> None:
+        """The kernel will know that there is nothing at *path*."""
+        self._append(b"A" + path)
+        self.has_news = True
+
+    def adopted(self, root: Hash) -> None:
+        """All that does not hold under the catalog *root* was revoked."""
+        self._append(b"R" + str(root).encode())
+        self.has_news = True
+
+    def _append(self, body: bytes) -> None:
+        if self._descriptor < 0:
+            return
+        self._buffer += _HEAD.pack(len(body), zlib.crc32(body)) + body
+        if len(self._buffer) > _BUFFER_BYTES:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write what was appended."""
+        self.has_news = False
+        if self._descriptor < 0:
+            return
+        view = memoryview(bytes(self._buffer))
+        self._buffer.clear()
+        try:
+            while view:
+                view = view[os.write(self._descriptor, view) :]
+        except OSError as error:
+            self._give_up(error)
+
+    def _give_up(self, error: OSError) -> None:
+        """Half a journal is worse than none: the next daemon would take it for the whole."""
+        _log.error("journal_not_written", path=str(self._path), reason=error.strerror)
+        self.close()
+        for path in (self._path, self._path.with_suffix(".new")):
+            try:
+                path.unlink(missing_ok=True)
+            except OSError as failure:
+                _log.error("journal_not_removed", path=str(path), reason=failure.strerror)  # a reason is all
+
+    def close(self) -> None:
+        """What was not flushed is lost."""
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
+
+
+def load(path: Path) -> Remembered:
+    """What the journal at *path* holds; nothing if there is none."""
+    remembered = Remembered()
+    catalogs: dict[int, CatalogRef] = {}
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        _log.error("journal_not_read", path=str(path), reason=error.strerror)
+        return remembered
+    try:
+        for body in _bodies(content):
+            _take(body, remembered, catalogs)
+    except (struct.error, KeyError, ValueError, FsError) as error:
+        _log.error("journal_damaged", path=str(path), reason=str(error))
+    return remembered
+
+
+def _bodies(content: bytes) -> Iterator[bytes]:
+    position = 0
+    while position + _HEAD.size <= len(content):
+        length, checksum = _HEAD.unpack_from(content, position)
+        position += _HEAD.size
+        body = content[position : position + length]
+        if not 0 < length <= _RECORD_LIMIT_BYTES or len(body) != length or zlib.crc32(body) != checksum:
+            return  # cut off, and so is whatever follows
+        yield body
+        position += length
+
+
+def _take(body: bytes, remembered: Remembered, catalogs: dict[int, CatalogRef]) -> None:
+    match body[:1]:
+        case b"C":
+            _, number, length = _CATALOG.unpack_from(body)
+            text = body[_CATALOG.size : _CATALOG.size + length]
+            catalogs[number] = CatalogRef(Hash.parse(text.decode("ascii")), body[_CATALOG.size + length :])
+        case b"N":
+            _, inode, key, home, inside, is_directory = _NODE.unpack_from(body)
+            known = remembered.inodes.get(inode)
+            path = body[_NODE.size :]
+            paths = (path,) if known is None or known.key != key else (*known.paths, path)
+            remembered.inodes[inode] = Dormant(key, catalogs[home], catalogs[inside], bool(is_directory), paths)
+        case b"F":
+            remembered.inodes.pop(_FORGOTTEN.unpack_from(body)[1], None)
+        case b"A":
+            remembered.absent[body[1:]] = None
+            if len(remembered.absent) > _MOST_ABSENT:
+                remembered.absent.pop(next(iter(remembered.absent)))
+        case b"R":
+            remembered.root = Hash.parse(body[1:].decode("ascii"))
+        case kind:
+            raise ValueError(f"a record of kind {kind!r}")

@@ -59,7 +59,7 @@ class GcOptions:
     most_objects: int | None = None  # that are removed in this run
     leases: LeaseKeeper | None = None  # needed if writers of other machines publish to the storage
     timeout_s: float = DEFAULT_TIMEOUT_S  # to wait for writers, each time
-    clock: Callable[[], float] = time.time
+    clock: Callable[[], float] = time.time  # as the publishers'; ages of objects go by the store's own
     report: Callable[[int, int], None] = lambda _done, _total: None  # objects removed, of how many
 
 
@@ -155,7 +155,7 @@ class _Run:
 
     def _limit(self) -> float:
         """Objects from before that time are old enough."""
-        return self._options.clock() - self._options.grace_s
+        return self._store.now_unix_s() - self._options.grace_s
 
     def _reflog(self) -> Reflog:
         try:

@@ -1,7 +1,6 @@
 """What a mirror knows about itself: which part it holds, and what a power cut may have spoiled."""
 
 import json
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -84,7 +83,7 @@ class ReplicaState:
             doubtful = [each for each in store.objects() if each.modified_unix_s >= self.unsettled_since_unix_s - 1]
             store.remove(doubtful)
         if not self.unsettled_since_unix_s or self.boot != boot:
-            self.unsettled_since_unix_s, self.boot = time.time(), boot
+            self.unsettled_since_unix_s, self.boot = store.now_unix_s(), boot
         is_same = self.scope == scope
         if not is_same:
             self.scope = None

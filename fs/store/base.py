@@ -106,11 +106,11 @@ class ObjectReaper(Protocol):
     def objects(self) -> Iterator[StoredObject]:
         """Every object of the store, in no particular order; those put meanwhile may be missing."""
 
-    def describe(self, name: Hash, suffix: Suffix) -> StoredObject | None:
-        """What is known about one object now; None if it is not there."""
-
     def survey(self, objects: Sequence[StoredObject]) -> list[StoredObject | None]:
-        """What is known about each of *objects* now, in their order."""
+        """What is known about each of *objects* now, in their order; None for one that is not there."""
+
+    def now_unix_s(self) -> float:
+        """The time of the clock that dates the objects, which need not be this machine's."""
 
     def remove(self, objects: Sequence[StoredObject]) -> None:
         """Remove objects; no mistake if they are gone."""

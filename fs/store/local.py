@@ -9,6 +9,7 @@ import ctypes
 import fcntl
 import itertools
 import os
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -118,8 +119,7 @@ class LocalStore:
             if stored_bytes not in (None, status.st_size):
                 return False
             if status.st_mtime < self._clock() - REFRESH_AFTER_S:
-                now = self._clock()
-                os.utime(path, (now, now))
+                os.utime(path)
                 with self._guard:
                     self._refreshed.add((name, suffix))
         except FileNotFoundError:
@@ -203,6 +203,11 @@ class LocalStore:
     def survey(self, objects: Sequence[StoredObject]) -> list[StoredObject | None]:
         """See ObjectReaper.survey."""
         return [self.describe(each.name, each.suffix) for each in objects]
+
+    def now_unix_s(self) -> float:
+        """See ObjectReaper.now_unix_s; of a network file system it is the server's."""
+        with tempfile.NamedTemporaryFile(dir=self.root / _STAGING) as probe:
+            return os.fstat(probe.fileno()).st_mtime
 
     def remove(self, objects: Sequence[StoredObject]) -> None:
         """See ObjectReaper.remove."""

@@ -108,6 +108,10 @@ class MemoryStore:
         """See ObjectReaper.survey."""
         return [self.describe(each.name, each.suffix) for each in objects]
 
+    def now_unix_s(self) -> float:
+        """See ObjectReaper.now_unix_s."""
+        return self._clock()
+
     def remove(self, objects: Sequence[StoredObject]) -> None:
         """See ObjectReaper.remove."""
         with self._lock:

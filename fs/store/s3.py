@@ -13,10 +13,11 @@ import io
 import random
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from datetime import datetime
+from email.utils import parsedate_to_datetime
 from http import HTTPStatus
 from typing import Any, BinaryIO, TypeVar
 
@@ -56,7 +57,7 @@ class S3Store:
     """A Store in a bucket."""
 
     def __init__(
-        self, place: S3Place, limits: S3Limits | None = None, *, clock: Callable[[], float] = time.time
+        self, place: S3Place, limits: S3Limits | None = None, *, clock: Callable[[], float] | None = None
     ) -> None:
         """Connect lazily: nothing is asked before the first call.
 
@@ -65,11 +66,12 @@ class S3Store:
         Args:
             place: bucket, prefix, server.
             limits: times, attempts and sizes.
-            clock: Unix seconds; may differ from the server's by minutes, not by hours.
+            clock: Unix seconds as the server counts them; None takes them from its answers.
         """
         self.place = place
         self._limits = limits or S3Limits()
-        self._clock = clock
+        self._clock = clock or self._server_time
+        self._ahead_s = 0.0  # of this machine's clock, the server's; ages are the server's matter
         self._guard = threading.Lock()
         self._seen: dict[tuple[Hash, Suffix], tuple[int, float]] = {}  # size and time of objects that were seen
         self._refreshed: set[tuple[Hash, Suffix]] = set()  # since the last settle
@@ -204,6 +206,7 @@ class S3Store:
             with self._guard:
                 self._seen.pop((name, suffix), None)
             return None
+        self._note_time(answer)
         found = StoredObject(name, suffix, answer["ContentLength"], _unix_s(answer["LastModified"]))
         self._remember(name, suffix, found.size_bytes, found.modified_unix_s)
         return found
@@ -212,6 +215,12 @@ class S3Store:
         """See ObjectReaper.survey."""
         with ThreadPoolExecutor(self._limits.connections) as pool:
             return list(pool.map(lambda each: self.describe(each.name, each.suffix), objects))
+
+    def now_unix_s(self) -> float:
+        """See ObjectReaper.now_unix_s."""
+        with self._asking("its time"):
+            self._note_time(self._client.list_objects_v2(Bucket=self.place.bucket, MaxKeys=1))
+        return self._clock()
 
     def remove(self, objects: Sequence[StoredObject]) -> None:
         """See ObjectReaper.remove; one request each, as not every server knows how to delete many at once."""
@@ -229,6 +238,16 @@ class S3Store:
                         self._abort(row["Key"], row["UploadId"])
                         count += 1
         return count
+
+    def _server_time(self) -> float:
+        return time.time() + self._ahead_s
+
+    def _note_time(self, answer: Mapping[str, Any]) -> None:
+        """Learn from an answer what time it is at the server."""
+        date = answer["ResponseMetadata"]["HTTPHeaders"].get("date")
+        if date is not None:
+            with suppress(ValueError, TypeError):
+                self._ahead_s = parsedate_to_datetime(date).timestamp() - time.time()
 
     def _key(self, path: str) -> str:
         return f"{self.place.prefix}/{path}" if self.place.prefix else path

@@ -178,6 +178,22 @@ def test_an_old_object_that_is_claimed_is_young_again(s3_server: S3Server, bucke
     assert S3Store(place).get(NAME, Suffix.PLAIN, limit_bytes=10_000) == STORED
 
 
+def test_a_machine_whose_clock_is_wrong_counts_by_the_servers(
+    s3_server: S3Server, bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = S3Place(bucket, "", s3_server.endpoint)
+    real = time.time
+    for ahead_s in (40 * 86400.0, -40 * 86400.0):
+        monkeypatch.setattr("fs.store.s3.time.time", lambda: real() + ahead_s)  # noqa: B023
+        store = S3Store(place)
+
+        assert abs(store.now_unix_s() - real()) < 5
+
+    store.put(NAME, Suffix.PLAIN, STORED)
+    store.claim(NAME, Suffix.PLAIN)
+    assert not store._refreshed, "it is young, whatever this machine believes"
+
+
 def test_a_claimed_object_that_was_collected_is_noticed(s3_server: S3Server, bucket: str) -> None:
     place = S3Place(bucket, "", s3_server.endpoint)
     collector = S3Store(place)

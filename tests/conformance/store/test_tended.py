@@ -87,7 +87,6 @@ def test_every_object_is_listed_and_nothing_else(make_store: Callable[[], Tended
     assert found.keys() == CONTENTS.keys()
     assert all(found[key].size_bytes == len(content) for key, content in CONTENTS.items())
     assert all(abs(each.modified_unix_s - time.time()) < 60 for each in found.values())
-    assert all(store.describe(*key) is not None for key in CONTENTS)
     assert [each and each.name for each in store.survey(list(found.values()))] == [name for name, _ in found]
 
 
@@ -102,7 +101,7 @@ def test_what_is_removed_is_gone(make_store: Callable[[], TendedStore]) -> None:
 
     assert {each.suffix for each in make_store().objects()} == set(Suffix) - {Suffix.CHUNK}
     assert not any(store.has(each.name, each.suffix) or store.claim(each.name, each.suffix) for each in victims)
-    assert store.describe(victims[0].name, victims[0].suffix) is None
+    assert store.survey(victims) == [None] * len(victims)
     assert store.put(victims[0].name, victims[0].suffix, CONTENTS[victims[0].name, victims[0].suffix])
 
 
@@ -115,6 +114,13 @@ def test_only_what_is_there_is_claimed(store: TendedStore) -> None:
     assert not store.claim(name, Suffix.PLAIN, stored_bytes=4)
     assert not store.claim(name, Suffix.CATALOG)
     store.settle()
+
+
+def test_the_store_says_what_time_it_is(store: TendedStore) -> None:
+    store.put(Hash.of(b"abc"), Suffix.PLAIN, b"abc")
+    (only,) = store.objects()
+
+    assert -2 <= store.now_unix_s() - only.modified_unix_s <= 60
 
 
 def test_nothing_is_left_over_where_nobody_died(store: TendedStore) -> None:

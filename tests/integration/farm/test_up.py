@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from converter.placement import linked_flat_path
 from fs.publish.repository import Repository
 from tests.support.images import Member, directory, make_layout
 from tests.support.processes import free_port, listens, require_tool, running, wait_until
@@ -99,9 +100,7 @@ def read(stack: Path, public_path: bytes) -> bytes | None:
     link = view.lookup(public_path)
     if link is None:
         return None
-    target = view.readlink(public_path)
-    flat = b"/" + target.partition(b"../.flat")[1][3:] + target.partition(b"../.flat")[2]
-    return view.read(flat + b"/etc/x", 100)
+    return view.read(linked_flat_path(view.readlink(public_path)) + b"/etc/x", 100)
 
 
 def children(pid: int) -> dict[str, int]:

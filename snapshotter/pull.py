@@ -204,13 +204,9 @@ class Puller:
         )
         if image.layers and await unpacking.is_present(image.layers[-1].chain_id):
             return 0, [Outcome.PRESENT] * len(image.layers)
-        outcomes: list[Outcome] = []
-        fetched_bytes = 0
-        for layer in image.layers:
-            outcomes.append(await unpacking.unpack(layer, image.layers))
-            if outcomes[-1] is Outcome.UNPACKED:
-                fetched_bytes += layer.size_bytes
-        return fetched_bytes, outcomes
+        outcomes = await unpacking.unpack(image.layers)
+        made = zip(image.layers, outcomes, strict=True)
+        return sum(layer.size_bytes for layer, outcome in made if outcome is Outcome.UNPACKED), outcomes
 
     @asynccontextmanager
     async def _counted(self, reference: Reference, descriptor: Descriptor) -> AsyncIterator[AsyncIterable[bytes]]:

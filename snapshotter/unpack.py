@@ -18,6 +18,7 @@ from snapshotter._proto import diff_pb2, snapshots_pb2, types_pb2
 from snapshotter.containerd import CALL_TIMEOUT_S, Containerd, Metadata
 from snapshotter.content import Blob, ContentStore
 from snapshotter.errors import ContainerdAbsentError, LayerMismatchError, PullError
+from snapshotter.fetching import Fetches, fetching_ahead
 from snapshotter.labels import (
     CRI_IMAGE_LAYERS,
     CRI_IMAGE_REF,
@@ -77,14 +78,26 @@ class Unpacking:
             return False
         return True
 
-    async def unpack(self, layer: Layer, layers: Sequence[Layer]) -> Outcome:
-        """Make the snapshot of *layer*, one of *layers*, whose parent is there.
+    async def unpack(self, layers: Sequence[Layer]) -> tuple[Outcome, ...]:
+        """Make the snapshots of *layers*, lowest first; tells how each was made.
 
         Raises:
             ContainerdError: containerd refused something.
-            PullError: the snapshotter says that it serves the layer, and then it is not there.
-            LayerMismatchError: the layer is not what the config says.
+            PullError: the snapshotter says that it serves a layer, and then it is not there.
+            LayerMismatchError: a layer is not what the config says.
+            ProxyError: what the registry has to say.
         """
+        by_digest = {layer.digest: layer for layer in layers}
+        async with fetching_ahead(lambda digest: self._store(by_digest[digest])) as fetches:
+            outcomes: list[Outcome] = []
+            for layer in layers:
+                outcomes.append(await self._unpack(layer, layers, fetches))
+                if outcomes[-1] is not Outcome.UNPACKED:
+                    fetches.drop(layer.digest)
+            return tuple(outcomes)
+
+    async def _unpack(self, layer: Layer, layers: Sequence[Layer], fetches: Fetches) -> Outcome:
+        """Make the snapshot of *layer*, one of *layers*, whose parent is there."""
         labels = layer_labels(
             layers, layers.index(layer), image_name=self.image_name, manifest_digest=self.manifest_digest
         )
@@ -98,7 +111,8 @@ class Unpacking:
             async with self.containerd.errors(f"preparing layer {layer.digest}"):
                 mounts = await self._prepare(request)
             if mounts is not None:
-                await self._fill(layer, key, mounts)
+                fetches.begin(one.digest for one in layers[layers.index(layer) :])
+                await self._fill(layer, key, mounts, fetches)
                 return Outcome.UNPACKED
             if await self.is_present(layer.chain_id):
                 return Outcome.SERVED
@@ -115,19 +129,26 @@ class Unpacking:
         mounts: Sequence[types_pb2.Mount] = reply.mounts
         return mounts
 
-    async def _fill(self, layer: Layer, key: str, mounts: Sequence[types_pb2.Mount]) -> None:
-        """Fetch the blob, unpack it onto *mounts* and commit; the Active snapshot goes if that fails."""
+    async def _fill(self, layer: Layer, key: str, mounts: Sequence[types_pb2.Mount], fetches: Fetches) -> None:
+        """Wait for the blob, unpack it onto *mounts* and commit; the Active snapshot goes if that fails."""
         try:
-            labels = {**self.content_labels, _UNCOMPRESSED: layer.diff_id}
-            blob = Blob(digest=layer.digest, size_bytes=layer.size_bytes, labels=labels)
-            async with self.fetch(layer) as parts:
-                await ContentStore(self.containerd, self.metadata).write(blob, parts)
+            await fetches.wait(layer.digest)
             await self._apply(layer, mounts)
             await self._commit(layer, key)
         except BaseException:
             with anyio.CancelScope(shield=True):
                 await self._remove(key)
             raise
+
+    async def _store(self, layer: Layer) -> None:
+        """Fetch a blob into the content store."""
+        blob = Blob(
+            digest=layer.digest,
+            size_bytes=layer.size_bytes,
+            labels={**self.content_labels, _UNCOMPRESSED: layer.diff_id},
+        )
+        async with self.fetch(layer) as parts:
+            await ContentStore(self.containerd, self.metadata).write(blob, parts)
 
     async def _apply(self, layer: Layer, mounts: Sequence[types_pb2.Mount]) -> None:
         blob = types_pb2.Descriptor(media_type=layer.media_type, digest=layer.digest, size=layer.size_bytes)

@@ -150,7 +150,7 @@ class Snapshotter:
 
         snapshot, stack = await self._blocking(look)
         await self._layers.check(stack.sources)
-        root = await self._mounted_root(snapshot, stack)
+        root = await self._mounted_root(snapshot.info.labels, stack)
         return await self._blocking(self._mounts, snapshot, stack, root)
 
     async def commit(self, name: str, key: str, parent: str, labels: Mapping[str, str]) -> None:
@@ -358,19 +358,20 @@ class Snapshotter:
             owners = await self._layers.check(stack.sources)
             top_is_remote = bool(stack.members) and stack.members[0].source is not None
             owner = owners[0] if top_is_remote else None
+            await self._mounted_root(kept, stack)  # what may take long is done before there is a row
             snapshot = await self._blocking(make, stack, owner)
             if snapshot is not None:  # None: the parent was replaced meanwhile by another one of its name
-                root = await self._mounted_root(snapshot, stack)
+                root = await self._mounted_root(snapshot.info.labels, stack)
                 return await self._blocking(self._mounts, snapshot, stack, root)
 
     def _local_owner(self, stack: _Stack) -> RootOwner | None:
         """Owner of the root directory of an ordinary parent."""
         return self._directories.owner_of(stack.members[0].number) if stack.members else None
 
-    async def _mounted_root(self, snapshot: Snapshot, stack: _Stack) -> MountedRoot | None:
+    async def _mounted_root(self, labels: Mapping[str, str], stack: _Stack) -> MountedRoot | None:
         """The metadata image of the root file system at the bottom, mounted; None if the tree itself is to be used."""
         whole = stack.whole
-        if self._images is None or whole is None or _id_mapping(snapshot):
+        if self._images is None or whole is None or _id_mapping(labels):
             return None  # a client that maps IDs takes the option with the lower directories apart
         return await self._images.lower(*whole)
 
@@ -385,7 +386,7 @@ class Snapshotter:
             imaged = replace(lowers, layers=(*paths[:-1], root.meta), data=root.data)
             if imaged.is_short:
                 lowers = imaged
-        id_mapping = _id_mapping(snapshot)
+        id_mapping = _id_mapping(snapshot.info.labels)
         content = self._directories.content(snapshot.number)
         if snapshot.info.kind is Kind.VIEW:
             return view_mounts(own=content, lowers=lowers, traits=self._traits, id_mapping=id_mapping)
@@ -407,8 +408,7 @@ class Snapshotter:
         return await anyio.to_thread.run_sync(function, *arguments, limiter=self._limiter)
 
 
-def _id_mapping(snapshot: Snapshot) -> tuple[str, ...]:
-    labels = snapshot.info.labels
+def _id_mapping(labels: Mapping[str, str]) -> tuple[str, ...]:
     mapping = (("uidmap", labels.get(UID_MAPPING)), ("gidmap", labels.get(GID_MAPPING)))
     return tuple(f"{option}={value}" for option, value in mapping if value)
 

@@ -167,7 +167,7 @@ class RootImages:
     async def lower(self, number: int, source: LayerSource) -> MountedRoot | None:
         """The root file system *source* of the snapshot *number* as a mounted image; None if it is to be used as it is.
 
-        The snapshot that needs it must be in the metastore already, else ``release`` may take the image away.
+        Until the snapshot that needs it is in the metastore, ``release`` may take the image away: ask again then.
         """
         image = self._layers.root_image(source)
         if image is None:

@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -56,6 +56,7 @@ def parse_size(text: str) -> int:
 
 
 def mount(
+    context: typer.Context,
     name: Annotated[str, typer.Argument(help="Name of the repository, as its manifest says it.")],
     mountpoint: MountPoint,
     url: Annotated[list[str], typer.Option("--url", help="Where the repository is; several with commas or repeated.")],
@@ -92,7 +93,15 @@ def mount(
         Path | None, typer.Option("--profile", help="Fetch at once what another start read (mountctl … profile).")
     ] = None,
     metrics: Annotated[str | None, typer.Option("--metrics", help="Serve figures for Prometheus at HOST:PORT.")] = None,
+    resumable: Annotated[
+        bool | None,
+        typer.Option(
+            "--resumable/--no-resumable",
+            help="A killed or restarted daemon is followed by one that goes on; wire only, and its default.",
+        ),
+    ] = None,
     foreground: Annotated[bool, typer.Option("--foreground", help="Stay, and log to stderr.")] = False,
+    session: Annotated[str | None, typer.Option("--session", hidden=True)] = None,
     as_json: Json = False,
 ) -> None:
     """Mount a repository; returns when it can be read.
@@ -101,7 +110,8 @@ def mount(
     --url http://origin.example.org/cvmfs/unpacked.example.org --pubkey unpacked.example.org.pub
     """
     with command_errors(as_json=as_json):
-        from fs.client.background import start_in_background
+        from fs.client.background import serve_held, start_held, start_in_background
+        from fs.client.holder import Inheritance
         from fs.client.mountpoints import absolute, check_mountpoint
 
         where = absolute(mountpoint)
@@ -109,7 +119,10 @@ def mount(
         _check_arguments(name, selection)
         if frontend is Frontend.WIRE and os.geteuid() != 0:
             raise UsageError("only root can use --frontend wire; the default front end is for everybody")
-        check_mountpoint(where)
+        is_held = _is_held(resumable, frontend, is_foreground=foreground or session is not None)
+        inherited = None if session is None else Inheritance.parse(session)
+        if inherited is None:
+            check_mountpoint(where)
         directory = _cache_directory(cache, name, selection)
         quota_bytes = parse_size(quota)
         public_keys = _read_keys(pubkey)
@@ -146,18 +159,61 @@ def mount(
                 variables=variables,
                 allows_other=allows_other,
                 frontend=frontend.value,
+                inherited=inherited,
             )
             trio.run(MountDaemon(settings, tail).run, ready)
 
+        if inherited is not None:
+            serve_held(serve, inherited.tell)
+            return
         if foreground:
             serve(lambda: say(f"{name} is mounted at {where}"))
             return
         log_file = directory / f"mount-{hashlib.sha256(os.fsencode(where)).hexdigest()[:8]}.log"
-        process = start_in_background(serve, log_file)
+        if is_held:
+            process = start_held(_repeated(context), where, directory / "lock", log_file)
+        else:
+            process = start_in_background(serve, log_file)
         if as_json:
             print_json({"repository": name, "mountpoint": str(where), "pid": process, "log": str(log_file)})
         else:
             say(f"{name} is mounted at {where} (process {process}, log {log_file})")
+
+
+def _is_held(resumable: bool | None, frontend: Frontend, *, is_foreground: bool) -> bool:
+    """Whether the mount gets a session holder. Raises UsageError."""
+    from fs.client.holder import LEAST_KERNEL, kernel_can_resume
+
+    is_able = frontend is Frontend.WIRE and not is_foreground
+    if resumable and not is_able:
+        raise UsageError("--resumable needs --frontend wire, and not --foreground")
+    is_new = kernel_can_resume(platform.release())
+    if resumable and not is_new:
+        raise UsageError(f"--resumable needs Linux {LEAST_KERNEL[0]}.{LEAST_KERNEL[1]} or later")
+    return is_able and is_new and resumable is not False
+
+
+def _repeated(context: typer.Context) -> list[str]:
+    """The arguments of this command once more, for a process in another directory."""
+    options: list[str] = []
+    places: list[str] = []
+    for parameter in context.command.params:
+        given = context.params[parameter.name or ""]
+        values = given if isinstance(given, list | tuple) else [given]
+        texts = [_text(value) for value in values if value is not None]
+        if parameter.param_type_name == "argument":
+            places += texts
+        elif isinstance(given, bool):
+            options += (parameter.opts if given else parameter.secondary_opts)[:1]
+        else:
+            options += [f"{parameter.opts[0]}={text}" for text in texts]
+    return [*options, "--", *places]
+
+
+def _text(value: Any) -> str:  # noqa: ANN401  # whatever an option can be
+    if isinstance(value, Path):
+        return str(value.absolute())
+    return str(value.value) if isinstance(value, StrEnum) else str(value)
 
 
 def _check_arguments(name: str, selection: tuple[object, ...]) -> None:

@@ -23,6 +23,7 @@ from fs.client.catalogs import Catalogs
 from fs.client.chain import Anchor
 from fs.client.control import Handler, serve_control
 from fs.client.frontend import Kept, Session
+from fs.client.holder import Inheritance
 from fs.client.magic import MountFacts
 from fs.client.metrics import Labels, Metric, exposition, listen_for_metrics, serve_metrics
 from fs.client.mountpoints import MountError, control_socket, prepare_runtime_directory
@@ -31,7 +32,7 @@ from fs.client.operations import Operations
 from fs.client.profile import Read, parse_profile, profile_document, read_profile
 from fs.client.refresher import Refresher
 from fs.client.repository import Repository, Selection
-from fs.errors import CatalogError
+from fs.errors import CatalogError, RefusedError
 from fs.format.trust import load_public_keys
 from fs.store.limits import HttpLimits
 from fs.store.network import Network, RetrySettings, open_network
@@ -41,6 +42,7 @@ _log = structlog.get_logger()
 
 _ANSWER_TIMEOUT_S = 30.0
 _GRACE_S = 2.0
+_ANSWERED_S = 0.1  # until the answer to a command was sent
 _LOG_LINES = 500
 _OPEN_FILES = 8192
 
@@ -61,6 +63,7 @@ class MountSettings:
     variables: Mapping[bytes, bytes] | None = field(default_factory=dict)  # None: targets are shown as stored
     allows_other: bool = True
     frontend: str = "pyfuse3"  # or "wire"
+    inherited: Inheritance | None = None  # from a holder; wire only
     retries: int = 1
     profile: Sequence[Read] | None = None  # fetched at once
     metrics: tuple[str, int] | None = None  # where to serve figures over HTTP
@@ -91,7 +94,7 @@ class MountDaemon:
         self._settings = settings
         self._tail = tail
         self._facts = MountFacts(log_lines=tail.lines)
-        self._is_ending = False
+        self._is_to_restart = trio.Event()
 
     async def run(self, ready: Callable[[], None]) -> None:
         """Mount, call *ready* when the mount answers, serve until the end, unmount.
@@ -103,7 +106,8 @@ class MountDaemon:
         _allow_open_files()
         keys = load_public_keys(settings.public_keys_pem)
         cache = ObjectCache(settings.cache, settings.quota_bytes)
-        await anyio.to_thread.run_sync(cache.start)
+        lock = -1 if settings.inherited is None else settings.inherited.lock
+        await anyio.to_thread.run_sync(partial(cache.start, lock=lock))
         try:
             async with open_network(
                 limits=settings.limits, proxies=settings.proxies, retries=RetrySettings(settings.retries)
@@ -140,9 +144,12 @@ class MountDaemon:
             async with operations.prefetcher.running(), trio.open_nursery() as nursery:
                 nursery.start_soon(self._main, session, nursery.cancel_scope)
                 nursery.start_soon(self._end_on_signals, session, nursery.cancel_scope)
-                nursery.start_soon(serve_control, socket, control.handlers())
+                nursery.start_soon(self._end_for_restart, session, nursery.cancel_scope)
+                restart: Handler = partial(self._restart, session)
+                nursery.start_soon(serve_control, socket, control.handlers() | {"restart": restart})
                 if listener is not None:
                     nursery.start_soon(serve_metrics, listener, control.metrics)
+                await session.resume()
                 await _wait_for_answer(settings.mountpoint)
                 _log.info(
                     "mounted",
@@ -159,7 +166,8 @@ class MountDaemon:
                 nursery.start_soon(refresher.listen, network, http_urls)
         finally:
             session.close()
-            _log.info("unmounted", repository=settings.name, mountpoint=str(settings.mountpoint))
+            event = "left_mounted" if session.keeps_mount else "unmounted"
+            _log.info(event, repository=settings.name, mountpoint=str(settings.mountpoint))
 
     async def _main(self, session: Session, scope: trio.CancelScope) -> None:
         """Answer the kernel until the file system is unmounted; then everything ends."""
@@ -176,16 +184,33 @@ class MountDaemon:
                 await trio.sleep(_GRACE_S)  # requests that are being answered
                 scope.cancel()
 
+    async def _restart(self, session: Session, _: Mapping[str, Any]) -> object:
+        """Answer ``mountctl restart``. Raises RefusedError."""
+        if self._settings.inherited is None:
+            raise RefusedError("this mount cannot be restarted: it was made without --resumable")
+        session.keeps_mount = True
+        self._is_to_restart.set()
+        return {"pid": os.getpid()}
+
+    async def _end_for_restart(self, session: Session, scope: trio.CancelScope) -> None:
+        await self._is_to_restart.wait()
+        await trio.sleep(_ANSWERED_S)
+        session.stop()
+        await trio.sleep(_GRACE_S)
+        scope.cancel()  # what is not answered now is asked again
+
 
 def open_session(operations: Operations, facts: MountFacts, settings: MountSettings) -> Session:
     """The session that the settings ask for; its front end alone is imported."""
     kept = Kept(is_fixed=settings.selection.is_fixed)
     if settings.frontend == "wire":
         from fs.client.wire_frontend import WireFrontend  # noqa: PLC0415
-        from fs.client.wire_session import WireSession  # noqa: PLC0415
+        from fs.client.wire_session import WireSession, hold  # noqa: PLC0415
 
-        wire = WireFrontend(operations, facts, kept)
-        return WireSession(wire, settings.name, settings.mountpoint, allows_other=settings.allows_other)
+        inherited = settings.inherited
+        held = None if inherited is None else hold(operations, inherited, settings.cache / "session.journal")
+        wire = WireFrontend(operations, facts, kept, None if held is None else held.journal)
+        return WireSession(wire, settings.name, settings.mountpoint, allows_other=settings.allows_other, held=held)
     from fs.client.pyfuse3_frontend import Pyfuse3Frontend  # noqa: PLC0415
     from fs.client.pyfuse3_session import Pyfuse3Session  # noqa: PLC0415
 
@@ -256,6 +281,7 @@ class Control:
             "mountpoint": str(self._settings.mountpoint),
             "frontend": self._settings.frontend,
             "pid": os.getpid(),
+            "is_resumable": self._settings.inherited is not None,
             "uptime_s": round(time.time() - self._facts.started_unix_s, 1),
             **revision,
             "is_offline": self._repository.is_offline,

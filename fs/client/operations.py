@@ -8,7 +8,7 @@ kernel knows go over to it (those that are gone keep showing what they showed), 
 import errno
 from bisect import bisect_right
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 import anyio.lowlevel
@@ -16,7 +16,7 @@ import structlog
 
 from fs.client.catalogs import CatalogRef, Found
 from fs.client.errnos import FileError
-from fs.client.inodes import Inode, InodeTable, Node, directory_key, file_key
+from fs.client.inodes import Dormant, Inode, InodeTable, Node, directory_key, file_key
 from fs.client.prefetch import Prefetcher, ReadAhead
 from fs.client.profile import ReadRecorder
 from fs.client.repository import Placed, Repository
@@ -90,6 +90,30 @@ class Operations:
         self.inodes = InodeTable(root, self.generation)
         self._contents = OrderedDict[Inode, Placed]()
         self._negatives = OrderedDict[bytes, None]()
+        self.absent_recorder: Callable[[bytes], None] | None = None
+
+    def restore(self, dormant: dict[Inode, Dormant], absent: Iterable[bytes]) -> None:
+        """Take over what an earlier life told the kernel: inodes, and paths where there was nothing."""
+        self.inodes.restore(dormant)
+        self._negatives.update(dict.fromkeys(absent))
+
+    async def recall(self, inode: int) -> None:
+        """Find out what *inode*, which an earlier life told the kernel of, stands for.
+
+        Raises:
+            FileError: it is neither in the newest revision nor in the one of that time.
+            FsError: a catalog cannot be had.
+        """
+        dormant = self.inodes.dormant(inode)
+        if dormant is None:
+            return
+        for path in reversed(dormant.paths):
+            for start in (self.repository.revision.root, dormant.home):
+                found = await self.repository.catalogs.find(start, path)
+                if found is not None and await self._key(found) == dormant.key:
+                    self.inodes.wake(inode, found)
+                    return
+        raise FileError(errno.ESTALE)
 
     async def lookup(self, parent: int, name: bytes) -> Attributes | None:
         """The entry *name* of directory *parent*, counted as known to the kernel; None if there is none.
@@ -112,6 +136,8 @@ class Operations:
         return self._attributes(self.inodes.remember(key, found, node.generation).inode, found)
 
     def _remember_negative(self, path: bytes) -> None:
+        if path not in self._negatives and self.absent_recorder is not None:
+            self.absent_recorder(path)
         self._negatives[path] = None
         if len(self._negatives) > _NEGATIVES:
             self._negatives.popitem(last=False)
@@ -278,6 +304,18 @@ class Operations:
         self.generation += 1
         forgotten = Invalidations()
         unchanged: dict[CatalogRef, bool] = {}
+        for number, (inode, dormant) in enumerate(self.inodes.all_dormant()):
+            if number % _COMPARED_AT_ONCE == 0:
+                await anyio.lowlevel.checkpoint()
+            try:
+                if not await self._is_unchanged(dormant.home, unchanged) or not await self._is_unchanged(
+                    dormant.inside, unchanged
+                ):
+                    await self.recall(inode)  # and is compared with the others
+            except FsError as error:
+                _log.warning("inode_not_recalled", inode=inode, reason=str(error))
+                for path in dormant.paths:
+                    self._forget_name(path, forgotten)
         for number, node in enumerate(self.inodes.known()):
             if number % _COMPARED_AT_ONCE == 0:
                 await anyio.lowlevel.checkpoint()  # requests are answered meanwhile

@@ -1,0 +1,96 @@
+"""The journal of what the kernel knows survives a kill at any byte."""
+
+import errno
+import os
+from pathlib import Path
+
+import pytest
+
+from fs.client.catalogs import CatalogRef, Found
+from fs.client.inodes import Dormant, Inode
+from fs.client.wire_journal import Journal, Remembered, load
+from fs.format.catalog import Entry
+from fs.format.hashes import Hash
+
+ROOT = CatalogRef(Hash.of(b"root"))
+NESTED = CatalogRef(Hash.of(b"nested"), b"/dir")
+
+
+def _found(path: bytes, mode: int, inside: CatalogRef = ROOT) -> Found:
+    entry = Entry(name=path.rpartition(b"/")[2], mode=mode, uid=0, gid=0, size=0, mtime_ns=0)
+    return Found(path, entry, ROOT, inside)
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    return tmp_path / "session.journal"
+
+
+def _written(file: Path) -> Journal:
+    journal = Journal(file)
+    journal.start(Remembered(root=ROOT.hash))
+    journal.known(Inode(300), b"k" * 16, _found(b"/dir", 0o040755, NESTED))
+    journal.known(Inode(301), b"l" * 16, _found(b"/a", 0o100644))
+    journal.known(Inode(301), b"l" * 16, _found(b"/b", 0o100644))
+    journal.known(Inode(302), b"m" * 16, _found(b"/gone", 0o100644))
+    journal.absent(b"/none")
+    journal.forgotten(Inode(302))
+    assert journal.has_news
+    journal.flush()
+    assert not journal.has_news
+    return journal
+
+
+def test_what_was_written_is_remembered(file: Path) -> None:
+    _written(file).close()
+    remembered = load(file)
+    assert remembered.root == ROOT.hash
+    assert remembered.inodes == {
+        Inode(300): Dormant(b"k" * 16, ROOT, NESTED, is_directory=True, paths=(b"/dir",)),
+        Inode(301): Dormant(b"l" * 16, ROOT, ROOT, is_directory=False, paths=(b"/a", b"/b")),
+    }
+    assert list(remembered.absent) == [b"/none"]
+
+
+def test_a_new_life_begins_with_what_is_left(file: Path) -> None:
+    _written(file).close()
+    before, size = load(file), file.stat().st_size
+    journal = Journal(file)
+    journal.start(before)
+    journal.close()
+    assert load(file) == before
+    assert file.stat().st_size < size
+
+
+def test_a_journal_cut_anywhere_is_a_beginning_of_it(file: Path) -> None:
+    _written(file).close()
+    content = file.read_bytes()
+    sizes = set()
+    for cut in range(len(content)):
+        file.write_bytes(content[:cut])
+        sizes.add(len(load(file).inodes))
+    assert sizes == {0, 1, 2, 3}
+
+
+def test_a_spoilt_journal_is_read_up_to_the_damage(file: Path) -> None:
+    _written(file).close()
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 0xFF
+    file.write_bytes(content)
+    assert set(load(file).inodes) <= {300, 301}
+    file.unlink()
+    assert load(file) == Remembered()
+
+
+def test_a_full_disk_ends_the_journal_and_nothing_else(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    journal = _written(file)
+
+    def full(_: int, __: bytes) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "write", full)
+    journal.absent(b"/more")
+    journal.flush()
+    journal.absent(b"/again")
+    journal.flush()
+    assert not file.exists()

@@ -450,6 +450,8 @@ def _meaning(error: ClientError, where: str) -> FsError:
     status = int(answer.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
     code = str(answer.get("Error", {}).get("Code", ""))
     match status:
+        case HTTPStatus.NOT_FOUND if code == "NoSuchBucket":
+            return AbsentError(f"{where} is not there: make the bucket first")
         case HTTPStatus.NOT_FOUND:
             return AbsentError(f"{where} is not there ({code})")
         case HTTPStatus.PRECONDITION_FAILED | HTTPStatus.CONFLICT:

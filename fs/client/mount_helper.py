@@ -21,6 +21,8 @@ _SWITCHES = {
     "raw-symlinks": "--raw-symlinks",
     "expand-symlinks": "--expand-symlinks",
     "allow_other": "--allow-other",
+    "resumable": "--resumable",
+    "no_resumable": "--no-resumable",
     "no_allow_other": "--no-allow-other",
 }
 _OF_OTHERS = frozenset(

@@ -304,18 +304,7 @@ class Operations:
         self.generation += 1
         forgotten = Invalidations()
         unchanged: dict[CatalogRef, bool] = {}
-        for number, (inode, dormant) in enumerate(self.inodes.all_dormant()):
-            if number % _COMPARED_AT_ONCE == 0:
-                await anyio.lowlevel.checkpoint()
-            try:
-                if not await self._is_unchanged(dormant.home, unchanged) or not await self._is_unchanged(
-                    dormant.inside, unchanged
-                ):
-                    await self.recall(inode)  # and is compared with the others
-            except FsError as error:
-                _log.warning("inode_not_recalled", inode=inode, reason=str(error))
-                for path in dormant.paths:
-                    self._forget_name(path, forgotten)
+        await self._compare_dormant(unchanged, forgotten)
         for number, node in enumerate(self.inodes.known()):
             if number % _COMPARED_AT_ONCE == 0:
                 await anyio.lowlevel.checkpoint()  # requests are answered meanwhile
@@ -330,6 +319,20 @@ class Operations:
                 forgotten.entries.append((parent, name_of(path)))
         self._negatives.clear()
         return forgotten
+
+    async def _compare_dormant(self, unchanged: dict[CatalogRef, bool], forgotten: Invalidations) -> None:
+        """Recall what an earlier life told the kernel and may have changed; then it is compared with the others."""
+        for number, (inode, dormant) in enumerate(self.inodes.all_dormant()):
+            if number % _COMPARED_AT_ONCE == 0:
+                await anyio.lowlevel.checkpoint()
+            try:
+                for catalog in (dormant.home, dormant.inside):
+                    if not await self._is_unchanged(catalog, unchanged):
+                        await self.recall(inode)
+            except FsError as error:
+                _log.warning("inode_not_recalled", inode=inode, reason=str(error))
+                for path in dormant.paths:
+                    self._forget_name(path, forgotten)
 
     async def _compare(self, node: Node, unchanged: dict[CatalogRef, bool], forgotten: Invalidations) -> None:
         """Add to *forgotten* what the kernel knows of *node* and is not true any more."""

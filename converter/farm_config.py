@@ -37,6 +37,9 @@ class FarmSettings(BaseModel):
     upload_blob_bytes: PositiveInt = Field(default=20 << 30, description="Largest blob that users may send.")
     upload_total_bytes: PositiveInt = Field(default=100 << 30, description="What may wait in that directory.")
     upload_keep_s: PositiveFloat = Field(default=86400, description="How long it stays after it was last asked for.")
+    tags_per_look: PositiveInt = Field(
+        default=100, description="Known tags of one repository that are asked for at each look; new ones always are."
+    )
     webhook_authorization: SecretStr | None = Field(
         default=None, description="Authorization header that webhooks must carry."
     )

@@ -82,6 +82,13 @@ history = Table(
     Index("history_by_image", "image_id"),
 )
 
+vanished = Table(  # tags that their registry had once and has not now; what is published of them stays
+    "vanished_tags",
+    metadata,
+    Column("image_id", ForeignKey("images.id", ondelete="CASCADE"), primary_key=True),
+    Column("seen_at", Double, nullable=False),
+)
+
 jobs = Table(
     "jobs",
     metadata,

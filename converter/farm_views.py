@@ -9,7 +9,7 @@ import sqlalchemy as sa
 
 from converter.farm_database import FarmDatabase
 from converter.farm_errors import JobAbsentError
-from converter.farm_schema import history, images, jobs, wishes
+from converter.farm_schema import history, images, jobs, vanished, wishes
 from converter.job_rules import ImageState, JobState, image_state
 from converter.wishlist import Wish
 
@@ -36,6 +36,7 @@ class ImageView:
     created_unix_s: float
     checked_unix_s: float | None
     published_unix_s: float | None
+    vanished_unix_s: float | None  # its registry has no such tag any more, since then
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -148,8 +149,9 @@ def _image_query() -> sa.Select[tuple[object, ...]]:
     wanted = ("state", "attempts", "progress", "started_at", "finished_at")
     columns = [jobs.c[name].label(f"job_{name}") for name in wanted]
     current = sa.and_(jobs.c.image_id == images.c.id, jobs.c.digest == images.c.digest)
-    query: sa.Select[tuple[object, ...]] = sa.select(images, *columns, jobs.c.error.label("job_error"))
-    return query.select_from(images.outerjoin(jobs, current))
+    columns += [jobs.c.error.label("job_error"), vanished.c.seen_at.label("vanished_at")]
+    query: sa.Select[tuple[object, ...]] = sa.select(images, *columns)
+    return query.select_from(images.outerjoin(jobs, current).outerjoin(vanished, vanished.c.image_id == images.c.id))
 
 
 def _image(row: sa.Row[tuple[object, ...]]) -> ImageView:
@@ -172,8 +174,9 @@ def _image(row: sa.Row[tuple[object, ...]]) -> ImageView:
         progress=_json(row.job_progress) if state is ImageState.RUNNING else None,
         seconds=row.job_finished_at - row.job_started_at if finished else None,
         created_unix_s=row.created_at,
-        checked_unix_s=row.checked_at,
+        checked_unix_s=row.checked_at or None,
         published_unix_s=row.published_at,
+        vanished_unix_s=row.vanished_at,
     )
 
 

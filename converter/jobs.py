@@ -9,11 +9,12 @@ from dataclasses import dataclass
 import sqlalchemy as sa
 
 from converter.farm_database import FarmDatabase
-from converter.farm_schema import hints, history, images, jobs
+from converter.farm_schema import hints, history, images, jobs, vanished
 from converter.job_rules import OPEN, SUCCESSFUL, JobState, Rules
 from converter.wishlist import Source, Wish
 
 _MAX_ERROR_LENGTH = 2000
+_LONG_AGO = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,12 +102,55 @@ class JobStore:
         with self._database.write() as connection:
             return sum(self._observe(connection, repository, wish, digest) for wish, digest in digests.items())
 
+    def checked(self, repository: str, source: Source) -> dict[str, float | None]:
+        """When each tag of *source* was looked up last, by the image's name; None if it may be another one since.
+
+        What is distrusted from now on, while the registry is being asked, stays distrusted.
+        """
+        known = (*_of(repository, source), images.c.digest.is_not(None))
+        with self._database.read() as connection:
+            rows = connection.execute(sa.select(images.c.id, images.c.name, images.c.checked_at).where(*known)).all()
+        asked_now = [row.id for row in rows if row.checked_at is None]
+        if asked_now:
+            with self._database.write() as connection:
+                connection.execute(sa.update(images).where(images.c.id.in_(asked_now)).values(checked_at=_LONG_AGO))
+        return {row.name: row.checked_at for row in rows}
+
+    def note_tags(self, repository: str, source: Source, tags: Iterable[str]) -> int:
+        """*source* has exactly *tags* now: remember which of the wished images' are gone, and which are back.
+
+        Nothing else happens to them: what is published stays. Gives how many have gone now.
+        """
+        present = {Wish(source.registry, source.repository, tag).simple_name for tag in tags}
+        query = (
+            sa.select(images.c.id, images.c.name, images.c.wished, vanished.c.seen_at)
+            .outerjoin(vanished, vanished.c.image_id == images.c.id)
+            .where(*_of(repository, source), images.c.digest.is_not(None), ~images.c.name.contains("@"))
+        )
+        with self._database.read() as connection:
+            rows = connection.execute(query).all()
+        gone = [row.id for row in rows if row.wished and row.seen_at is None and row.name not in present]
+        back = [row.id for row in rows if row.seen_at is not None and row.name in present]
+        if gone or back:
+            with self._database.write() as connection:
+                self._set_vanished(connection, gone)
+                connection.execute(sa.delete(vanished).where(vanished.c.image_id.in_(back)))
+        return len(gone)
+
+    def _set_vanished(self, connection: sa.Connection, image_ids: Iterable[int]) -> None:
+        rows = [{"image_id": image_id, "seen_at": self._clock()} for image_id in image_ids]
+        if rows:
+            connection.execute(self._database.insert(vanished).on_conflict_do_nothing(), rows)
+
     def _observe(self, connection: sa.Connection, repository: str, wish: Wish, digest: str) -> bool:
         now = self._clock()
         image_id = self._image_id(connection, repository, wish)
         image = connection.execute(sa.select(images).where(images.c.id == image_id)).one()
-        values = {"digest": digest, "error": None, "checked_at": now, "requested": False}
+        distrusted = image.digest is not None and image.checked_at is None  # since the registry was asked
+        checked_at = None if distrusted else now
+        values = {"digest": digest, "error": None, "checked_at": checked_at, "requested": False}
         connection.execute(sa.update(images).where(images.c.id == image_id).values(**values))
+        connection.execute(sa.delete(vanished).where(vanished.c.image_id == image_id))
         if image.digest != digest:
             connection.execute(sa.insert(history).values(image_id=image_id, digest=digest, seen_at=now))
             connection.execute(
@@ -153,14 +197,13 @@ class JobStore:
         with self._database.write() as connection:
             image_id = self._image_id(connection, repository, wish)
             connection.execute(sa.update(images).where(images.c.id == image_id).values(**values))
+            known = sa.select(images.c.digest).where(images.c.id == image_id)
+            if is_absent and connection.execute(known).scalar() is not None:
+                self._set_vanished(connection, [image_id])
 
     def set_wished(self, repository: str, source: Source, names: Iterable[str]) -> None:
         """Of one source, exactly the images *names* are wished now."""
-        mine = (
-            images.c.repository == repository,
-            images.c.registry == source.registry,
-            images.c.image_repository == source.repository,
-        )
+        mine = _of(repository, source)
         wanted = set(names)
         with self._database.write() as connection:
             for row in connection.execute(sa.select(images.c.id, images.c.name, images.c.wished).where(*mine)).all():
@@ -357,3 +400,12 @@ class JobStore:
             jobs.c.attempts == claim.attempt,
         )
         return connection.execute(sa.update(jobs).where(*mine).values(**values)).rowcount == 1
+
+
+def _of(repository: str, source: Source) -> tuple[sa.ColumnElement[bool], ...]:
+    """The images of *source*."""
+    return (
+        images.c.repository == repository,
+        images.c.registry == source.registry,
+        images.c.image_repository == source.repository,
+    )

@@ -9,7 +9,7 @@ import os
 import random
 import signal
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -74,6 +74,7 @@ class WatchSettings:
     poll_interval_s: float
     collapse_s: float
     registry_connections: int
+    tags_per_look: int = 100  # of those that are known, per source
     wishlist: Path | None = None  # applied at the start and whenever the file changes
 
 
@@ -194,12 +195,18 @@ class Watcher:
         patterns = [wish for wish in listed if wish.is_pattern]
         if patterns:
             try:
-                matching = await self._matching(patterns)
+                tags = await self._tags(patterns[0])
+                matching = [wish.with_tag(tag) for wish in patterns for tag in tags if wish.matches(tag)]
+                gone = await anyio.to_thread.run_sync(self._jobs.note_tags, repository, source, tags)
+                if gone:
+                    _log.info("tags vanished", registry=source.registry, image_repository=source.repository, tags=gone)
             except UnpackdError as error:  # what is named exactly is looked up all the same
                 failure = error
-        by_name = {wish.simple_name: wish for wish in (*matching, *requested, *exact)}
+        by_name = {wish.simple_name: wish for wish in (*matching, *exact)}
+        checked = await anyio.to_thread.run_sync(self._jobs.checked, repository, source)
+        now = self._to_look_up(by_name, checked) | {wish.simple_name: wish for wish in requested}
         count = 0
-        wanted = list(by_name.values())
+        wanted = list(now.values())
         for start in range(0, len(wanted), _BATCH):
             made, trouble = await self._look_up(source, wanted[start : start + _BATCH])
             failure = failure or trouble
@@ -210,10 +217,18 @@ class Watcher:
         await self._note(source, None if failure is None else str(failure))
         return count
 
-    async def _matching(self, patterns: Sequence[Wish]) -> list[Wish]:
+    async def _tags(self, wish: Wish) -> Sequence[str]:
         async with self._questions:
-            tags = await self._registry.tags(_reference(patterns[0].with_tag("latest")))
-        return [wish.with_tag(tag) for wish in patterns for tag in tags if wish.matches(tag)]
+            return await self._registry.tags(_reference(wish.with_tag("latest")))
+
+    def _to_look_up(self, wanted: Mapping[str, Wish], checked: Mapping[str, float | None]) -> dict[str, Wish]:
+        """Which of *wanted* the registry is asked for: the new, the distrusted, and some of those known for long.
+
+        So a repository with thousands of tags costs one list and a few questions; each tag has its turn.
+        """
+        known = [(at, name) for name in wanted if (at := checked.get(name)) is not None]
+        rested = {name for _, name in sorted(known)[self._settings.tags_per_look :]}
+        return {name: wish for name, wish in wanted.items() if name not in rested}
 
     async def _look_up(self, source: Source, wanted: Iterable[Wish]) -> tuple[int, UnpackdError | None]:
         """Resolve the tags of *wanted* at once; gives the jobs that makes, and an error of the registry itself."""
@@ -283,6 +298,7 @@ async def run_watch(settings: ConversionSettings, farm: FarmSettings) -> None:
         poll_interval_s=farm.poll_interval_s,
         collapse_s=farm.collapse_s,
         registry_connections=farm.registry_connections,
+        tags_per_look=farm.tags_per_look,
         wishlist=farm.wishlist,
     )
     async with open_client() as client:

@@ -7,11 +7,13 @@ and CloudEvents.
 
 import json
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 
 from converter.farm_errors import HookError
 from converter.wishlist import Source
 
 MAX_BODY_BYTES = 256 << 10
+ANY = "*"  # no tag
 DISTRIBUTION_TYPES = frozenset(
     {
         "application/vnd.docker.distribution.events.v1+json",
@@ -28,8 +30,16 @@ _HARBOR_REPLICATION = frozenset({"REPLICATION", "harbor.replication.status.chang
 _HARBOR_RETENTION = frozenset({"TAG_RETENTION", "harbor.tag_retention.finished"})
 
 
-def parse_distribution(body: bytes) -> set[Source]:
-    """Sources that an envelope of the distribution registry is about; pulls and blobs are not of interest.
+@dataclass(frozen=True, slots=True)
+class Hint:
+    """Where to look."""
+
+    source: Source
+    tag: str = ""  # which tag has changed; "" if none has that is known, ``ANY`` if each may have
+
+
+def parse_distribution(body: bytes) -> set[Hint]:
+    """What an envelope of the distribution registry hints at; pulls and blobs are not of interest.
 
     Raises:
         HookError: the body is not JSON, or no such envelope.
@@ -37,11 +47,11 @@ def parse_distribution(body: bytes) -> set[Source]:
     events = _mapping(body).get("events")
     if not isinstance(events, list):
         raise HookError("the notification has no list of events")
-    return {source for event in events if isinstance(event, dict) for source in _of_event(event)}
+    return {hint for event in events if isinstance(event, dict) for hint in _of_event(event)}
 
 
-def parse_harbor(body: bytes) -> set[Source]:
-    """Sources that a webhook of Harbor is about; none for an event that changes no tag, or an unknown one.
+def parse_harbor(body: bytes) -> set[Hint]:
+    """What a webhook of Harbor hints at; none for an event that changes no tag, or an unknown one.
 
     Raises:
         HookError: the body is not JSON, or has no type.
@@ -62,25 +72,25 @@ def parse_harbor(body: bytes) -> set[Source]:
     return set()
 
 
-def _of_event(event: Mapping[str, object]) -> Iterator[Source]:
+def _of_event(event: Mapping[str, object]) -> Iterator[Hint]:
     target = _child(event, "target")
     about_blob = _text(target, "mediaType") == _BLOBS or "/blobs/" in _text(target, "url")
     repository = _text(target, "repository")
     if event.get("action") in _CHANGES and repository and not about_blob:
-        yield Source(_text(_child(event, "request"), "host"), repository)
+        yield Hint(Source(_text(_child(event, "request"), "host"), repository), _text(target, "tag"))
 
 
-def _of_artifacts(data: Mapping[str, object]) -> Iterator[Source]:
+def _of_artifacts(data: Mapping[str, object]) -> Iterator[Hint]:
     """The repository's own fields; the address of the resource has no scheme and starts with the registry."""
     repository = _text(_child(data, "repository"), "repo_full_name")
     for resource in _children(data, "resources"):
         host, _, rest = _text(resource, "resource_url").partition("/")
         name = repository or rest.partition("@")[0].rpartition(":")[0] or rest.partition("@")[0]
         if name:
-            yield Source(host, name)
+            yield Hint(Source(host, name), _text(resource, "tag"))
 
 
-def _of_replication(replication: Mapping[str, object]) -> Iterator[Source]:
+def _of_replication(replication: Mapping[str, object]) -> Iterator[Hint]:
     """Either side may be ours. ``name_tag`` is text for people: the name, without the project, ends at a blank."""
     for side in ("dest_resource", "src_resource"):
         resource = _child(replication, side)
@@ -89,15 +99,15 @@ def _of_replication(replication: Mapping[str, object]) -> Iterator[Source]:
         for artifact in _children(replication, "successful_artifact"):
             name = _text(artifact, "name_tag").partition(" ")[0].partition(":")[0]
             if name:
-                yield Source(host.partition("/")[0], f"{namespace}/{name}" if namespace else name)
+                yield Hint(Source(host.partition("/")[0], f"{namespace}/{name}" if namespace else name), ANY)
 
 
-def _of_retention(retention: Mapping[str, object]) -> Iterator[Source]:
+def _of_retention(retention: Mapping[str, object]) -> Iterator[Hint]:
     host, project = _text(retention, "harbor_hostname"), _text(retention, "project_name")
     for artifact in _children(retention, "deleted_artifact"):
         name = _text(artifact, "name_tag").partition("@")[0].partition(":")[0]
         if name and project:
-            yield Source(host, f"{project}/{name}")
+            yield Hint(Source(host, f"{project}/{name}"))
 
 
 def _mapping(body: bytes) -> Mapping[str, object]:

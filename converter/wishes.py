@@ -121,6 +121,20 @@ class WishStore:
         with self._database.read() as connection:
             return [Wish.parse(text) for text in connection.execute(query).scalars()]
 
+    def distrust(self, image_repository: str, tag: str | None) -> None:
+        """What is known of *tag* (None: of any) in repositories of that name may be wrong: the next look asks for it.
+
+        Of whichever registry: the one that tells so may call itself by another name.
+        """
+        which = [images.c.image_repository == image_repository, images.c.checked_at.is_not(None)]
+        if tag is not None:
+            which.append(images.c.name.endswith(f":{tag}", autoescape=True))
+        with self._database.read() as connection:
+            found = connection.execute(sa.select(images.c.id).where(*which)).scalars().all()
+        if found:
+            with self._database.write() as connection:
+                connection.execute(sa.update(images).where(*which).values(checked_at=None))
+
     def add_hints(self, hinted: Iterable[Source], source: str) -> int:
         """Remember that something may have changed at the *hinted* sources, if they are wished; gives how many are.
 

@@ -14,8 +14,15 @@ from starlette.routing import Route
 from converter.farm_errors import HookError
 from converter.web.access import content_type, has_secret, read_body
 from converter.web.services import Services
-from converter.webhooks import DISTRIBUTION_TYPES, HARBOR_TYPES, MAX_BODY_BYTES, parse_distribution, parse_harbor
-from converter.wishlist import Source
+from converter.webhooks import (
+    ANY,
+    DISTRIBUTION_TYPES,
+    HARBOR_TYPES,
+    MAX_BODY_BYTES,
+    Hint,
+    parse_distribution,
+    parse_harbor,
+)
 
 _log = structlog.get_logger()
 
@@ -43,7 +50,7 @@ class Hooks:
         return await self._take(request, "harbor", HARBOR_TYPES, parse_harbor)
 
     async def _take(
-        self, request: Request, hook: str, types: frozenset[str], parse: Callable[[bytes], set[Source]]
+        self, request: Request, hook: str, types: frozenset[str], parse: Callable[[bytes], set[Hint]]
     ) -> Response:
         expected = self._services.webhook_authorization
         if expected is not None and not has_secret(request, expected.get_secret_value()):
@@ -58,7 +65,14 @@ class Hooks:
         except HookError as error:
             self.received[hook, "malformed"] += 1
             raise HTTPException(400, str(error)) from error
-        count = await anyio.to_thread.run_sync(self._services.wishes.add_hints, hinted, hook) if hinted else 0
+        count = await anyio.to_thread.run_sync(self._remember, hinted, hook) if hinted else 0
         self.received[hook, "taken" if count else "of no interest"] += 1
         _log.debug("notification", hook=hook, hints=count)
         return JSONResponse({"hints": count}, HTTPStatus.ACCEPTED)
+
+    def _remember(self, hinted: set[Hint], hook: str) -> int:
+        wishes = self._services.wishes
+        for hint in hinted:
+            if hint.tag:
+                wishes.distrust(hint.source.repository, None if hint.tag == ANY else hint.tag)
+        return wishes.add_hints({hint.source for hint in hinted}, hook)

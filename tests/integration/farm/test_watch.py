@@ -78,9 +78,16 @@ class Farm:
         }
 
     @asynccontextmanager
-    async def watching(self, *, poll_s: float = 60, wishlist: Path | None = None) -> AsyncIterator[None]:
+    async def watching(
+        self, *, poll_s: float = 60, wishlist: Path | None = None, tags_per_look: int = 100
+    ) -> AsyncIterator[None]:
         settings = WatchSettings(
-            repository=REPOSITORY, poll_interval_s=poll_s, collapse_s=0.5, registry_connections=4, wishlist=wishlist
+            repository=REPOSITORY,
+            poll_interval_s=poll_s,
+            collapse_s=0.2,
+            registry_connections=4,
+            tags_per_look=tags_per_look,
+            wishlist=wishlist,
         )
         watcher = Watcher(settings, self.wishes, self.jobs, NoQueue(), self.registry)
         async with anyio.create_task_group() as tasks:
@@ -196,6 +203,74 @@ def test_a_registry_that_wants_to_be_left_alone_is(farm: Farm) -> None:
 
     run(check)
     assert len(farm.registry.asked) <= 1  # the look that was under way for the new wishlist
+
+
+def test_a_large_repository_costs_a_list_and_a_few_questions(farm: Farm) -> None:
+    farm.registry.tagged = {f"group/tool:{number}": "a" for number in range(60)}
+    farm.wish("r.example/group/tool:*")
+
+    async def look() -> list[str]:
+        farm.registry.asked.clear()
+        before = farm.wishes.source_states()[0].read_at
+        farm.wishes.add_hints([TOOL], "test")
+        await farm.until(lambda: farm.wishes.source_states()[0].read_at != before)
+        return sorted(farm.registry.asked)
+
+    async def check() -> None:
+        async with farm.watching(tags_per_look=5):
+            await farm.until(lambda: len(farm.views.jobs()) == 60)  # all are new
+            await farm.until(lambda: len(farm.wishes.source_states()) == 1)
+            first, second = await look(), await look()
+            assert (len(first), len(second), set(first) & set(second)) == (6, 6, {"group/tool"})
+            farm.registry.tagged |= {"group/tool:new": "b", "group/tool:59": "c"}
+            farm.wishes.distrust("group/tool", "59")
+            third = await look()
+            assert (len(third), {"group/tool:new", "group/tool:59"} <= set(third)) == (8, True)
+            assert farm.states()["group/tool:59"] == ("queued", "c")
+            farm.wishes.distrust("group/tool", None)
+            assert len(await look()) == 62
+
+    run(check)
+
+
+def test_what_is_distrusted_while_the_registry_is_asked_is_asked_for_again(farm: Farm) -> None:
+    wish = Wish.parse("r.example/group/tool:1")
+    farm.jobs.observe(REPOSITORY, {wish: digest("a")})
+    farm.wishes.distrust("group/tool", "1")
+    assert farm.jobs.checked(REPOSITORY, TOOL) == {wish.simple_name: None}
+
+    farm.wishes.distrust("group/tool", "1")
+    farm.jobs.observe(REPOSITORY, {wish: digest("a")})  # an answer from before the second one
+
+    assert farm.jobs.checked(REPOSITORY, TOOL) == {wish.simple_name: None}
+    farm.jobs.observe(REPOSITORY, {wish: digest("b")})
+    assert farm.jobs.checked(REPOSITORY, TOOL)[wish.simple_name] is not None
+
+
+def test_tags_that_vanish_are_shown_and_nothing_is_removed(farm: Farm) -> None:
+    farm.registry.tagged = {"group/tool:1": "a", "group/tool:2": "b", "other:1": "c"}
+    farm.wish("r.example/group/tool:*", "r.example/other:1")
+
+    def gone(name: str) -> bool:
+        return farm.views.image(f"r.example/{name}").vanished_unix_s is not None
+
+    async def check() -> None:
+        async with farm.watching(poll_s=0.2):
+            await farm.until(lambda: len(farm.views.jobs()) == 3)
+            claim = farm.jobs.claim(1, "me", lambda _: False)
+            assert claim is not None
+            done = Outcome(changed=True, public_path="/tool", flat_path="/flat", revision=2, details={})
+            farm.jobs.finish(claim, done)
+            tag = claim.name.removeprefix("r.example/")
+            kept = {name: letter for name, letter in farm.registry.tagged.items() if "tool" in name and name != tag}
+            before, farm.registry.tagged = farm.registry.tagged, kept
+            await farm.until(lambda: gone(tag) and gone("other:1"))
+            image = farm.views.image(claim.name)
+            assert (image.state, image.public_path, gone(next(iter(kept)))) == (ImageState.DONE, "/tool", False)
+            farm.registry.tagged = before
+            await farm.until(lambda: not gone(tag) and not gone("other:1"))
+
+    run(check)
 
 
 def test_an_image_that_is_asked_for_is_looked_up_although_it_is_not_wished(farm: Farm) -> None:

@@ -33,15 +33,24 @@ def event(action: str = "push", **target: object) -> dict[str, object]:
 
 
 def distribution(*events: object) -> set[Source]:
-    return parse_distribution(json.dumps({"events": events}).encode())
+    return {hint.source for hint in parse_distribution(json.dumps({"events": events}).encode())}
 
 
 def harbor(document: object) -> set[Source]:
-    return parse_harbor(json.dumps(document).encode())
+    return {hint.source for hint in parse_harbor(json.dumps(document).encode())}
 
 
 def test_a_pushed_manifest_is_a_hint() -> None:
     assert distribution(event(), event(tag="other")) == {Source("r.example:5000", "group/tool")}
+
+
+def test_hints_name_the_tag_if_one_changed() -> None:
+    body = json.dumps({"events": [event(), event(tag="v2"), event(tag=None)]}).encode()
+
+    assert {hint.tag for hint in parse_distribution(body)} == {"latest", "v2", ""}
+    assert {
+        hint.tag for hint in parse_harbor(json.dumps({"type": "PUSH_ARTIFACT", "event_data": ARTIFACT}).encode())
+    } == {"v1"}
 
 
 def test_blobs_and_pulls_are_not() -> None:

@@ -14,6 +14,7 @@ from fs.errors import AbsentError, CorruptError
 from fs.format.hashes import Hash, Suffix
 from fs.store.limits import HttpLimits
 from fs.store.network import RetrySettings, open_network
+from fs.store.proxies import ProxyGroups
 from fs.store.reading import BytesReceiver, Part, Request, StorageReader
 
 if TYPE_CHECKING:
@@ -116,17 +117,24 @@ class _FileReceiver:
 
 
 @contextmanager
-def open_remote(urls: Sequence[str], limits: HttpLimits | None = None) -> Iterator[RemoteStore]:
+def open_remote(
+    urls: Sequence[str], limits: HttpLimits | None = None, *, proxies: ProxyGroups | None = None
+) -> Iterator[RemoteStore]:
     """A store that reads the repository at *urls*, which are mirrors of each other.
 
     Raises:
         RefusedError: one of them is neither http, https nor file.
     """
-    with start_blocking_portal() as portal, portal.wrap_async_context_manager(_mirrors(urls, limits)) as reader:
+    with (
+        start_blocking_portal() as portal,
+        portal.wrap_async_context_manager(_mirrors(urls, limits, proxies)) as reader,
+    ):
         yield RemoteStore(reader, portal)
 
 
 @asynccontextmanager
-async def _mirrors(urls: Sequence[str], limits: HttpLimits | None) -> "AsyncIterator[StorageReader]":
-    async with open_network(limits=limits, retries=RetrySettings(_RETRIES)) as network:
+async def _mirrors(
+    urls: Sequence[str], limits: HttpLimits | None, proxies: ProxyGroups | None
+) -> "AsyncIterator[StorageReader]":
+    async with open_network(limits=limits, proxies=proxies, retries=RetrySettings(_RETRIES)) as network:
         yield network.mirrors(urls)

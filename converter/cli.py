@@ -2,11 +2,12 @@
 
 import typer
 
-from converter import convert_cli, farm_cli, push_cli
+from converter import convert_cli, farm_cli, images_cli, push_cli
 
 
 def register(app: typer.Typer) -> None:
     """Add the room's commands to *app*."""
     convert_cli.register(app)
     farm_cli.register(app)
+    images_cli.register(app)
     push_cli.register(app)

@@ -34,6 +34,7 @@ from converter.image_records import (
     decode_history,
     encode_history,
 )
+from converter.inventory import PROVENANCE_FILE, STATEMENT_FILE
 from converter.layer_fetching import fetch_layer
 from converter.limits import Limits
 from converter.placement import LayerDescription, Naming, NewChain, NewLayer, Placement
@@ -55,7 +56,6 @@ if TYPE_CHECKING:
 
 LAYERS_AT_ONCE = 4
 COMMIT_TIMEOUT_S = 600.0
-PROVENANCE_FILE, STATEMENT_FILE = b"provenance.json", b"provenance.dsse.json"
 _REPORT_EVERY_S = 0.1
 _MOST_MACHINES = Platform("linux", "amd64")
 _ODD_PLATFORM = re.compile(r"[^a-z0-9_./-]|\.\.")

@@ -16,9 +16,6 @@ from fs.format.catalog import Entry, Flag
 from fs.format.tree import Content, Node, walk
 from fs.publish.view import View
 
-_GROUPS_WITHIN_DIRECTORIES = 1 << 32
-"""Numbers of groups of hard links below this are unique in their directory, those above it everywhere."""
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Item:
@@ -77,7 +74,7 @@ def items_of_view(view: View, top: bytes) -> Iterator[Item]:
 def _item(view: View, top: bytes, path: bytes, entry: Entry, first: dict[tuple[bytes, int], bytes]) -> Item:
     named = path
     if entry.link_group and not entry.is_directory:
-        is_local = entry.link_group < _GROUPS_WITHIN_DIRECTORIES
+        is_local = entry.link_group > 0  # numbers are unique in a directory; negative ones everywhere
         named = first.setdefault((path.rpartition(b"/")[0] if is_local else b"", entry.link_group), path)
     content = None
     if entry.is_regular:

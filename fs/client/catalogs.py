@@ -125,10 +125,10 @@ class Catalogs:
         entry = catalog.lookup(path)
         return None if entry is None else found_in(catalog, home, path, entry)
 
-    async def listing(self, start: CatalogRef, path: bytes) -> list[Found]:
-        """What is in the directory at *path*, hidden entries included. Raises as ``get``."""
+    async def listing(self, start: CatalogRef, path: bytes, *, most: int = -1) -> list[Found]:
+        """What is in the directory at *path*, hidden entries included; *most* bounds it. Raises as ``get``."""
         home, catalog = await self._walk(start, path, entering=True)
-        return [found_in(catalog, home, path + b"/" + entry.name, entry) for entry in catalog.listing(path)]
+        return [found_in(catalog, home, path + b"/" + entry.name, entry) for entry in catalog.listing(path, most=most)]
 
     async def serving(self, start: CatalogRef, path: bytes) -> CatalogRef:
         """The catalog that lists the directory at *path*, whether that exists or not. Raises as ``get``."""

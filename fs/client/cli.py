@@ -92,6 +92,9 @@ def mount(
     profile: Annotated[
         Path | None, typer.Option("--profile", help="Fetch at once what another start read (mountctl … profile).")
     ] = None,
+    read_ahead: Annotated[
+        bool, typer.Option("--read-ahead/--no-read-ahead", help="Fetch what readers seem to want next.")
+    ] = True,
     metrics: Annotated[str | None, typer.Option("--metrics", help="Serve figures for Prometheus at HOST:PORT.")] = None,
     resumable: Annotated[
         bool | None,
@@ -154,6 +157,7 @@ def mount(
                 external_urls=_split(external_url or []),
                 proxies=proxies,
                 profile=reads,
+                reads_ahead=read_ahead,
                 metrics=metrics_address,
                 selection=Selection(tag, revision, Hash.parse(root_hash) if root_hash is not None else None),
                 variables=variables,

@@ -66,6 +66,7 @@ class MountSettings:
     inherited: Inheritance | None = None  # from a holder; wire only
     retries: int = 1
     profile: Sequence[Read] | None = None  # fetched at once
+    reads_ahead: bool = True  # fetch what readers seem to want next
     metrics: tuple[str, int] | None = None  # where to serve figures over HTTP
     limits: HttpLimits = field(default_factory=HttpLimits)
 
@@ -133,6 +134,7 @@ class MountDaemon:
         if root is None or not root.entry.is_directory:
             raise CatalogError(f"the root of {settings.name} is no directory")
         operations = Operations(repository, root, variables=settings.variables)
+        operations.prefetcher.looks_ahead = settings.reads_ahead
         session = open_session(operations, self._facts, settings)
         refresher = Refresher(operations, self._facts, session.revoke)
         socket = control_socket(settings.mountpoint, os.geteuid())

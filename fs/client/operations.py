@@ -15,12 +15,13 @@ import anyio.lowlevel
 import structlog
 
 from fs.client.catalogs import CatalogRef, Found
+from fs.client.contents import read_content
 from fs.client.errnos import FileError
 from fs.client.inodes import Dormant, Inode, InodeTable, Node, directory_key, file_key
-from fs.client.prefetch import Prefetcher, ReadAhead
+from fs.client.prefetch import Neighbours, Prefetcher, ReadAhead
 from fs.client.profile import ReadRecorder
 from fs.client.repository import Placed, Repository
-from fs.errors import CatalogError, FsError
+from fs.errors import FsError
 from fs.format.catalog import Entry, Flag
 from fs.format.paths import name_of, parent_path
 from fs.format.symlinks import decode_literal, expand_target
@@ -86,6 +87,7 @@ class Operations:
         self.recorder = ReadRecorder()
         self.prefetcher = Prefetcher(repository)
         self._read_ahead = ReadAhead()
+        self._neighbours = Neighbours()
         self._variables = variables
         self.inodes = InodeTable(root, self.generation)
         self._contents = OrderedDict[Inode, Placed]()
@@ -260,25 +262,29 @@ class Operations:
             return b""
         if content.hash is not None:
             self.recorder.whole(node.found.path)
-            return _complete(await self.repository.objects.read(placed.whole(), offset, end - offset), end - offset)
-        parts: list[bytes] = []
-        number = bisect_right(content.chunks, offset, key=lambda chunk: chunk.offset) - 1
-        self._look_ahead(inode, placed, offset, end - offset)
-        while offset < end:
-            chunk = content.chunks[number]
-            self.recorder.chunk(node.found.path, number)
-            wanted = min(end, chunk.offset + chunk.size) - offset
-            data = await self.repository.objects.read(placed.chunk(number), offset - chunk.offset, wanted)
-            parts.append(_complete(data, wanted))
-            offset += wanted
-            number += 1
-        return parts[0] if len(parts) == 1 else b"".join(parts)
+            self._look_around(node.found, placed)
+        else:
+            self._look_ahead(node.found.path, placed, offset, end - offset)
+        return await read_content(self.repository.objects, placed, offset, end - offset)
 
-    def _look_ahead(self, inode: int, placed: Placed, offset: int, size: int) -> None:
+    def _look_around(self, found: Found, placed: Placed) -> None:
+        """Let the small files beside a small file be fetched, if several of that directory were missing."""
+        if placed.external is not None or self.repository.objects.has(placed.whole()):
+            return
+        folder = parent_path(found.path)
+        count = self._neighbours.missed(folder, placed.content.size)
+        if count:
+            self.prefetcher.around(found.home, folder, count)
+
+    def _look_ahead(self, path: bytes, placed: Placed, offset: int, size: int) -> None:
         """Let the chunks be fetched that a sequential reader will want."""
         chunks = placed.content.chunks
-        last = bisect_right(chunks, offset + size - 1, key=lambda chunk: chunk.offset) - 1
-        for number in self._read_ahead.next_chunks(inode, offset, size, last, len(chunks)):
+        first, last = (
+            bisect_right(chunks, place, key=lambda chunk: chunk.offset) - 1 for place in (offset, offset + size - 1)
+        )
+        for number in range(first, last + 1):
+            self.recorder.chunk(path, number)
+        for number in self._read_ahead.next_chunks(path, offset, size, last, len(chunks)):
             self.prefetcher.ahead(placed.chunk(number))
 
     def stored_attributes(self, inode: int) -> Mapping[bytes, bytes]:
@@ -373,9 +379,3 @@ class Operations:
         parent = self.inodes.directory(parent_path(path))
         if path and parent is not None:
             forgotten.entries.append((parent, name_of(path)))
-
-
-def _complete(data: bytes, wanted: int) -> bytes:
-    if len(data) != wanted:
-        raise CatalogError(f"{len(data)} bytes came where the catalog says {wanted}")
-    return data

@@ -15,6 +15,7 @@ import structlog
 from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
 
 from fs.client.cache import CacheFullError
+from fs.client.catalogs import CatalogRef
 from fs.client.profile import Read
 from fs.client.receiving import ObjectRef
 from fs.client.repository import Placed, Repository
@@ -29,6 +30,14 @@ _STEPS = ((1 << 20, 1), (6 << 20, 2), (24 << 20, 4))  # after so many bytes in s
 _AHEAD = 4  # chunks fetched ahead at once
 _QUEUE = 64
 _PARALLEL = 48
+SMALL_FILE_BYTES = 1 << 16
+"""Only such files are fetched because they are beside others."""
+_FOLDERS = 1024
+_MISSES = 3
+_FIRST_AROUND = 32
+_MOST_AROUND = 512
+_AROUND_AT_ONCE = 16
+_MOST_LISTED = 4096
 _MOST_JOBS = 16
 _BACKLOG = 256
 
@@ -44,27 +53,27 @@ class ReadAhead:
     """Notices sequential readers of files in chunks. Pure: it only says which chunks come next."""
 
     def __init__(self) -> None:
-        self._streaks = OrderedDict[int, _Streak]()
+        self._streaks = OrderedDict[bytes, _Streak]()
 
-    def next_chunks(self, inode: int, offset: int, size: int, chunk: int, chunks: int) -> range:
+    def next_chunks(self, path: bytes, offset: int, size: int, chunk: int, chunks: int) -> range:
         """The numbers of the chunks to fetch now.
 
         Args:
-            inode: the file.
+            path: the file.
             offset: where it is read.
             size: how much.
             chunk: the number of the last chunk that this touches.
             chunks: how many the file has.
         """
-        streak = self._streaks.get(inode)
+        streak = self._streaks.get(path)
         if streak is None:
-            streak = self._streaks[inode] = _Streak(end=offset)
+            streak = self._streaks[path] = _Streak(end=offset)
             if len(self._streaks) > _STREAKS:
                 self._streaks.popitem(last=False)
         else:
-            self._streaks.move_to_end(inode)
+            self._streaks.move_to_end(path)
         if abs(offset - streak.end) > _SLACK_BYTES:
-            self._streaks[inode] = streak = _Streak(end=offset)
+            self._streaks[path] = streak = _Streak(end=offset)
         streak.in_sequence += size
         streak.end = max(streak.end, offset + size)
         ahead = max((count for least, count in _STEPS if streak.in_sequence >= least), default=0)
@@ -73,6 +82,27 @@ class ReadAhead:
             return range(0)
         streak.hinted = last
         return range(first, last + 1)
+
+
+class Neighbours:
+    """Notices who reads one small file of a directory after the other. Pure: it only says how many more to fetch.
+
+    Every third file that is missing doubles the number, so what is fetched in vain stays in proportion to what is read.
+    """
+
+    def __init__(self) -> None:
+        self._missed = OrderedDict[bytes, int]()
+
+    def missed(self, folder: bytes, size: int) -> int:
+        """A file of *size* bytes in *folder* was read and had to be fetched: so many others are worth fetching."""
+        if size > SMALL_FILE_BYTES:
+            return 0
+        count = self._missed[folder] = self._missed.pop(folder, 0) + 1
+        if len(self._missed) > _FOLDERS:
+            self._missed.popitem(last=False)
+        if count % _MISSES:
+            return 0
+        return min(_MOST_AROUND, _FIRST_AROUND << min(count // _MISSES - 1, 10))
 
 
 @dataclass(slots=True)
@@ -99,11 +129,13 @@ class Prefetcher:
     """
 
     def __init__(self, repository: Repository, *, parallel: int = _PARALLEL) -> None:
+        self.looks_ahead = True  # else only what is asked for is fetched
         self._repository = repository
         self._parallel = parallel
         self._numbers = itertools.count(1)
         self._jobs = OrderedDict[int, Progress]()
         self._group: anyio.abc.TaskGroup | None = None
+        self._around: set[bytes] = set()  # directories that are being looked at
         self._hints: MemoryObjectSendStream[ObjectRef] | None = None
 
     @asynccontextmanager
@@ -122,12 +154,51 @@ class Prefetcher:
 
     def ahead(self, ref: ObjectRef) -> None:
         """A reader will want *ref* soon. Never blocks; in a rush, hints are dropped."""
-        if self._hints is None or self._repository.objects.has(ref):
+        if self._hints is None or not self.looks_ahead or self._repository.objects.has(ref):
             return
         try:
             self._hints.send_nowait(ref)
         except anyio.WouldBlock:
             _log.debug("read_ahead_dropped", object=str(ref.hash))
+
+    def around(self, home: CatalogRef, folder: bytes, count: int) -> None:
+        """Readers will want *count* more of the small files of *folder*, which is in the catalog *home*."""
+        if self._group is not None and self.looks_ahead and folder not in self._around:
+            self._around.add(folder)
+            self._group.start_soon(self._fetch_around, home, folder, count)
+
+    async def _fetch_around(self, home: CatalogRef, folder: bytes, count: int) -> None:
+        repository = self._repository
+        slots = anyio.Semaphore(_AROUND_AT_ONCE)
+
+        async def fetch(ref: ObjectRef) -> None:
+            try:
+                await repository.objects.fetch(ref)
+            except FsError as error:
+                _log.debug("read_ahead_failed", object=str(ref.hash), reason=str(error))
+            finally:
+                slots.release()
+
+        try:
+            async with anyio.create_task_group() as group:
+                for found in await repository.catalogs.listing(home, folder, most=_MOST_LISTED):
+                    entry = found.entry
+                    if not entry.is_regular or not 0 < entry.size <= SMALL_FILE_BYTES or entry.flags & Flag.EXTERNAL:
+                        continue
+                    placed = await repository.content(found.home, found.path, entry)
+                    if placed.content.hash is None or repository.objects.has(placed.whole()):
+                        continue
+                    await slots.acquire()
+                    group.start_soon(fetch, placed.whole())
+                    count -= 1
+                    if not count:
+                        break
+        except FsError as error:
+            _log.debug("read_ahead_failed", path=folder.decode("utf-8", "replace"), reason=str(error))
+        except Exception:  # noqa: BLE001  # the edge: a fault in here must not take the mount away
+            _log.exception("read_ahead_broken")
+        finally:
+            self._around.discard(folder)
 
     async def _fetch_ahead(self, hints: MemoryObjectReceiveStream[ObjectRef]) -> None:
         async for ref in hints:

@@ -398,23 +398,24 @@ class Catalog:
         row = self._one(self._select + " FROM catalog WHERE md5path_1=? AND md5path_2=?", key)
         return self._entry(row, key) if row is not None else None
 
-    def listing(self, path: bytes) -> list[Entry]:
-        """What the directory at *path* holds, hidden entries included, in no particular order.
+    def listing(self, path: bytes, *, most: int = -1) -> list[Entry]:
+        """What the directory at *path* holds, hidden entries included, in no particular order; *most* bounds it.
 
         Rows that a look-up by name would not find are left out, as the reference client does.
         """
         folder = self.inner(path)
         return [
             entry
-            for key, entry in self.rows_in(path)
+            for key, entry in self.rows_in(path, most=most)
             if is_name(entry.name) and key == path_key(folder + b"/" + entry.name)
         ]
 
-    def rows_in(self, path: bytes) -> list[tuple[tuple[int, int], Entry]]:
+    def rows_in(self, path: bytes, *, most: int = -1) -> list[tuple[tuple[int, int], Entry]]:
         """Every row that calls the directory at *path* its parent, with its path key: what a check looks at."""
-        statement = self._select + ", md5path_1, md5path_2 FROM catalog WHERE parent_1=? AND parent_2=?"
+        statement = self._select + ", md5path_1, md5path_2 FROM catalog WHERE parent_1=? AND parent_2=? LIMIT ?"
         # the root is its own parent's child nowhere: parent 0/0 is no path's key
-        return [(row[-2:], self._entry(row[:-2], row[-2:])) for row in self._all(statement, path_key(self.inner(path)))]
+        rows = self._all(statement, (*path_key(self.inner(path)), most))
+        return [(row[-2:], self._entry(row[:-2], row[-2:])) for row in rows]
 
     def entries(self) -> Iterator[tuple[tuple[int, int], Entry]]:
         """Every entry with its path key, in storage order."""

@@ -35,6 +35,7 @@ def open_http_client(
         timeout=httpx.Timeout(limits.idle_timeout_s, connect=limits.connect_timeout_s, pool=None),
         limits=httpx.Limits(max_connections=limits.transfers, max_keepalive_connections=limits.transfers),
         headers={"User-Agent": "unpackd", "Accept-Encoding": "identity"},
+        http2=True,  # where a server offers it, which plain HTTP cannot
         follow_redirects=True,
         max_redirects=_REDIRECTS,
         trust_env=False,

@@ -2,6 +2,7 @@
 
 import json
 import os
+import time
 import urllib.request
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -117,6 +118,22 @@ def test_a_sequential_reader_finds_later_chunks_there(
         wait_until(lambda: origin.count("/data/") - before > len(read), "fetching ahead")
         assert (mount.path / "big").read_bytes() == big
         assert origin.count("P") - before <= len(mount.control("profile")["reads"][0]["chunks"]) + 2
+
+
+@pytest.mark.root
+@pytest.mark.parametrize(("option", "is_ahead"), [("--read-ahead", True), ("--no-read-ahead", False)])
+def test_small_files_beside_those_that_were_read(
+    published: Published, origin: FlakyOrigin, tmp_path: Path, option: str, is_ahead: bool
+) -> None:
+    with mounted(published.name, [origin.url], published.public_key, tmp_path, option) as mount:
+        for number in range(4):
+            assert (mount.path / f"deep/f{number}").read_bytes() == b"content %d" % number
+        before = mount.control("status")["fetched_objects"]
+        if is_ahead:
+            wait_until(lambda: mount.control("status")["fetched_objects"] >= 35, "fetching around")
+        else:
+            time.sleep(0.3)
+            assert mount.control("status")["fetched_objects"] == before
 
 
 @pytest.mark.root

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fs.client.metrics import Latencies, Metric, exposition
-from fs.client.prefetch import ReadAhead
+from fs.client.prefetch import Neighbours, ReadAhead
 from fs.client.profile import Read, ReadRecorder, parse_profile, profile_document
 from fs.errors import MalformedError
 
@@ -57,21 +57,35 @@ def test_a_sequential_reader_gets_more_and_more_ahead() -> None:
     ahead = ReadAhead()
     wanted: list[int] = []
     for offset in range(0, 64 * MIB, MIB):
-        wanted += ahead.next_chunks(7, offset, MIB, offset // (4 * MIB), 20)
+        wanted += ahead.next_chunks(b"/big", offset, MIB, offset // (4 * MIB), 20)
 
     assert wanted == list(range(1, 20))
-    assert ahead.next_chunks(7, 64 * MIB, MIB, 16, 20) == range(0)
+    assert ahead.next_chunks(b"/big", 64 * MIB, MIB, 16, 20) == range(0)
 
 
 def test_a_random_reader_gets_nothing_ahead() -> None:
     ahead = ReadAhead()
     offsets = [40, 3, 20, 60, 9] * 10
 
-    assert not [at for at in offsets if ahead.next_chunks(7, at * MIB, 4096, at // 4, 20)]
+    assert not [at for at in offsets if ahead.next_chunks(b"/big", at * MIB, 4096, at // 4, 20)]
 
 
 def test_a_glance_at_the_beginning_fetches_one_chunk_only() -> None:
-    assert ReadAhead().next_chunks(7, 0, 131072, 0, 20) == range(0)
+    assert ReadAhead().next_chunks(b"/big", 0, 131072, 0, 20) == range(0)
+
+
+def test_readers_of_a_directory_get_more_and_more_of_it() -> None:
+    around = Neighbours()
+
+    assert [around.missed(b"/d", 100) for _ in range(9)] == [0, 0, 32, 0, 0, 64, 0, 0, 128]
+    assert [around.missed(b"/other", 100) for _ in range(2)] == [0, 0]
+    assert max(around.missed(b"/d", 100) for _ in range(99)) == 512
+
+
+def test_large_files_say_nothing_about_others() -> None:
+    around = Neighbours()
+
+    assert not any(around.missed(b"/d", 1 << 20) for _ in range(9))
 
 
 def test_percentiles_and_histogram() -> None:

@@ -141,7 +141,7 @@ def _own_directory(config: ImageConfig, store: Callable[[bytes], Content]) -> No
 
 
 def environment_script(variables: tuple[str, ...]) -> str:
-    """Sets the image's variables; what the user has set wins, except for the search path.
+    """Sets the image's variables; what is set before wins, except for the search path.
 
     Names that no shell can set are left out.
     """
@@ -170,8 +170,8 @@ def run_script(config: ImageConfig) -> str:
 
 
 def quoted(text: str) -> str:
-    """*text* as one word of a shell, whatever is in it."""
-    return "'" + text.replace("\0", "").replace("'", "'\\''") + "'"
+    """*text* as one word of a shell; without backslashes outside of quotes, which Apptainer's own reads otherwise."""
+    return "'" + text.replace("\0", "").replace("'", "'\"'\"'") + "'"
 
 
 def _directory(children: Mapping[bytes, Node]) -> Node:

@@ -16,6 +16,7 @@ from registry_proxy.oci.digest import Digest
 from registry_proxy.oci.manifest import Descriptor, Platform
 
 _POLL_S = 0.3
+_SILENCE_S = 60.0
 _SENT_AT_ONCE = 3
 
 Tell = Callable[[str], None]
@@ -81,9 +82,17 @@ async def _pieces(opened: OpenSource, layer: Descriptor) -> AsyncGenerator[bytes
 async def _wait(farm: FarmAccess, name: str, timeout_s: float, tell: Tell) -> dict[str, Any]:
     """Wait until the image *name*, which was asked for, is published."""
     deadline = time.monotonic() + timeout_s
+    patience = time.monotonic() + _SILENCE_S
     shown = ""
     while time.monotonic() < deadline:
-        image = await farm.image(name)
+        try:
+            image = await farm.image(name)
+        except FarmUnreachableError:  # it may be starting again, and forgets nothing
+            if time.monotonic() > patience:
+                raise
+            await anyio.sleep(_POLL_S)
+            continue
+        patience = time.monotonic() + _SILENCE_S
         state, error = str(image["state"]), image["error"]
         if state != shown:
             tell(f"{name}: {state}" + (f" ({error})" if error else ""))

@@ -31,7 +31,8 @@ def convert(
         list[str],
         typer.Argument(
             metavar="IMAGE...",
-            help="registry/repo[:tag][@digest], docker://…, oci:DIR[:TAG], oci-archive:FILE, docker-archive:FILE[:REF]",
+            help="registry/repo[:tag][@digest], docker://…, oci:DIR[:TAG], oci-archive:FILE, "
+            "docker-archive:FILE[:REF], docker-daemon:REF",
         ),
     ],
     repo: Annotated[str | None, typer.Option(help="Name of the repository (UNPACKD_REPO).")] = None,
@@ -47,6 +48,9 @@ def convert(
     name: Annotated[
         str | None, typer.Option(help="Name of the image in the repository, for images that are in no registry.")
     ] = None,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Refuse an image of which something has to be left out.")
+    ] = False,
     config: Annotated[Path | None, typer.Option(help="Configuration file (/etc/unpackd/config.toml).")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")] = False,
 ) -> None:
@@ -68,7 +72,13 @@ def convert(
             raise UsageError("--name gives a name to one image; there are several")
         wanted, every = platforms(platform)
         requests = [
-            ConversionRequest(source=parse_source(image), platforms=wanted, every_platform=every, name=_name(name))
+            ConversionRequest(
+                source=parse_source(image),
+                platforms=wanted,
+                every_platform=every,
+                name=_name(name),
+                refuses_losses=strict,
+            )
             for image in images
         ]
         repository = _open(settings)

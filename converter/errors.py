@@ -87,6 +87,13 @@ class SourceAbsentError(ConverterError):
     exit = Exit.ABSENT
 
 
+class EngineUnreachableError(ConverterError):
+    """A Docker engine that does not answer."""
+
+    exit = Exit.UNREACHABLE
+    transient = True
+
+
 class SourceCorruptError(ConverterError):
     """A layout or archive whose files are not what their digests say, or no such thing at all."""
 

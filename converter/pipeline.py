@@ -68,6 +68,7 @@ class ConversionRequest:
     source: ImageSource
     platforms: tuple[Platform, ...] = ()  # none: that of this machine; several: each gets a name of its own
     every_platform: bool = False  # all that there are
+    refuses_losses: bool = False  # an image of which something has to be left out is refused
     name: str | None = None  # ``registry/repository:tag`` in the repository; None: what the source says
 
 
@@ -280,6 +281,12 @@ class _Conversion:
         layers = await self._layers(found.manifest.layers, config.diff_ids)
         if self._is_multiple and found.index_bytes is None:  # one image, whatever was asked for
             platform = config.platform
+        for number, layer in enumerate(layers, 1):
+            if self._request.refuses_losses and layer.changes.warnings:
+                raise ImageRefusedError(
+                    f"{self._name}: layer {number} of {len(layers)}: {layer.changes.warnings[0]}; "
+                    "an image of which something has to be left out is refused, as --strict asks for"
+                )
         return _Image(platform, found, config_bytes, config, layers)
 
     # --- what is there

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from registry_proxy.client import RegistryClient
 
 _MAX_INDEXES = 4  # an index may lead to an index
-OCI, OCI_ARCHIVE, DOCKER_ARCHIVE = "oci", "oci-archive", "docker-archive"
+OCI, OCI_ARCHIVE, DOCKER_ARCHIVE, DOCKER_DAEMON = "oci", "oci-archive", "docker-archive", "docker-daemon"
 _LOCAL_KINDS = frozenset((OCI, OCI_ARCHIVE, DOCKER_ARCHIVE))
 
 
@@ -76,7 +76,7 @@ class ImageSource:
     """The name of an image as a user gives it; ``str()`` is that text again."""
 
     text: str
-    kind: str  # "registry", "oci", "oci-archive", "docker-archive"
+    kind: str  # "registry", "oci", "oci-archive", "docker-archive", "docker-daemon"
     reference: Reference | None = None  # of registries
     path: Path | None = None  # of the others
     tag: str | None = None  # of the others
@@ -86,6 +86,8 @@ class ImageSource:
 
     def open(self, client: "RegistryClient | None" = None) -> AbstractAsyncContextManager[OpenSource]:
         """Get ready to read the image; a *client* that is given is used and left open."""
+        if self.kind == DOCKER_DAEMON:
+            return _open_daemon(self)
         if self.reference is not None:
             return _open_registry(self.reference, published_name(self.text), client)
         return _open_local(self)
@@ -95,13 +97,17 @@ def parse_source(text: str) -> ImageSource:
     """Read the name of an image, in a registry or in files.
 
     Forms: ``registry/repo[:tag][@digest]``, ``docker://…``, ``oci:DIR[:TAG]``, ``oci-archive:FILE[:TAG]``,
-    ``docker-archive:FILE[:REF]``.
+    ``docker-archive:FILE[:REF]``, ``docker-daemon:REF``.
 
     Raises:
         SourceSyntaxError: a local source without a path.
         ReferenceSyntaxError: the name of an image in a registry is malformed.
     """
     kind, colon, rest = text.partition(":")
+    if colon and kind == DOCKER_DAEMON:
+        if not rest:
+            raise SourceSyntaxError(f"{text!r} is not a source of an image: write {kind}:REFERENCE")
+        return ImageSource(text, kind, tag=rest)
     if not colon or kind not in _LOCAL_KINDS:
         return ImageSource(text, "registry", reference=Reference.parse(text))
     path, colon, tag = rest.partition(":")
@@ -187,3 +193,13 @@ async def _open_local(source: ImageSource) -> AsyncIterator[OpenSource]:
     from converter.local_sources import open_local  # noqa: PLC0415  # it builds on this module
 
     yield await anyio.to_thread.run_sync(open_local, source)
+
+
+@asynccontextmanager
+async def _open_daemon(source: ImageSource) -> AsyncIterator[OpenSource]:
+    from converter.docker_engine import saved_image  # noqa: PLC0415  # only this source needs the engine's SDK
+    from converter.local_sources import open_local  # noqa: PLC0415  # it builds on this module
+
+    async with saved_image(source.tag or "") as archive:
+        saved = ImageSource(source.text, DOCKER_ARCHIVE, path=archive, tag=source.tag)
+        yield await anyio.to_thread.run_sync(open_local, saved)

@@ -406,6 +406,43 @@ def test_what_is_no_image_is_refused_by_name(
     assert target.repository.revision == 1
 
 
+def test_strict_refuses_an_image_of_which_something_is_left_out(target: Target, tmp_path: Path) -> None:
+    layout = make_layout(tmp_path / "lossy", [[Member("x", b"", pax={"SCHILY.xattr.user.long": "v" * 300})]])
+
+    refused = target.convert(layout.source, "--strict")
+    revision = target.repository.revision
+    taken = target.convert(layout.source)
+
+    assert (refused.exit_code, revision) == (1, 1)
+    assert "user.long" in refused.stderr
+    assert taken.exit_code == 0
+    assert "user.long" in taken.stderr
+
+
+def test_image_of_a_docker_engine(target: Target, layout: Layout) -> None:
+    name = "unpackd.test/engine:1"
+    try:
+        client = docker.from_env()
+    except DockerException as error:
+        pytest.skip(f"no Docker engine answers: {error}")
+    subprocess.run(["skopeo", "copy", "--quiet", layout.source, f"docker-daemon:{name}"], check=True, timeout=60)
+    try:
+        result = target.image(f"docker-daemon:{name}")
+    finally:
+        client.images.remove(name)
+        client.close()
+
+    assert result["public_path"] == f"/{name}"
+    assert target.names(str(result["flat_path"])) == ["app", "etc", "lib", "usr"]
+
+
+def test_no_docker_engine_is_unreachable(target: Target, tmp_path: Path) -> None:
+    ended = target.convert("docker-daemon:debian:12", DOCKER_HOST=f"unix://{tmp_path}/none.sock")
+
+    assert ended.exit_code == 13
+    assert "debian:12" in ended.stderr
+
+
 def test_progress_is_told_in_order(target: Target, layout: Layout) -> None:
     told: list[Progress] = []
 

@@ -32,8 +32,8 @@ from snapshotter.labels import (
     wanted_layer,
 )
 from snapshotter.metastore import Metastore, Reading
-from snapshotter.mounts import Lowers, Mount, OverlayTraits, active_mounts, view_mounts
-from snapshotter.root_images import MountedRoot, RootImages
+from snapshotter.mounts import Mount, OverlayTraits, active_mounts, view_mounts
+from snapshotter.root_images import RootImages
 from snapshotter.snapshots import (
     Info,
     Kind,
@@ -368,24 +368,20 @@ class Snapshotter:
         """Owner of the root directory of an ordinary parent."""
         return self._directories.owner_of(stack.members[0].number) if stack.members else None
 
-    async def _mounted_root(self, labels: Mapping[str, str], stack: _Stack) -> MountedRoot | None:
+    async def _mounted_root(self, labels: Mapping[str, str], stack: _Stack) -> Path | None:
         """The metadata image of the root file system at the bottom, mounted; None if the tree itself is to be used."""
         whole = stack.whole
         if self._images is None or whole is None or _id_mapping(labels):
-            return None  # a client that maps IDs takes the option with the lower directories apart
+            return None  # overlay cannot be mapped, and that is what an image is mounted as
         return await self._images.lower(*whole)
 
-    def _mounts(self, snapshot: Snapshot, stack: _Stack, root: MountedRoot | None) -> tuple[Mount, ...]:
+    def _mounts(self, snapshot: Snapshot, stack: _Stack, root: Path | None) -> tuple[Mount, ...]:
         """The mounts of an Active snapshot or a View."""
         paths = [
             self._directories.lower(member.number, None if member.source is None else self._layers.path(member.source))
             for member in stack.members
         ]
-        lowers = Lowers(layers=tuple(paths), whole=stack.whole is not None)
-        if root is not None:
-            imaged = replace(lowers, layers=(*paths[:-1], root.meta), data=root.data)
-            if imaged.is_short:
-                lowers = imaged
+        lowers = paths if root is None else [*paths[:-1], root]
         id_mapping = _id_mapping(snapshot.info.labels)
         content = self._directories.content(snapshot.number)
         if snapshot.info.kind is Kind.VIEW:

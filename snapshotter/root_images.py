@@ -1,11 +1,13 @@
 """Metadata images of whole root file systems: copied here, tried, mounted once each, unmounted when nobody needs them.
 
-An image is read from the repository once, through the client that verifies it, and mounted from the copy: the kernel
-then never waits for a FUSE server while it holds the locks of a file system. Overlays keep the image they were mounted
-with, whatever happens to the mount here, so unmounting never harms a container.
+An image is read from the repository once, through the client that verifies it, and mounted from the copy: names are
+there then whatever becomes of a FUSE server. What is mounted at ``m/<number>`` is a complete root file system, an
+overlay of the image over its data, so containers get a lower directory like any other: containerd's clients read it,
+too, and know nothing of layers without names. Overlays keep what they were mounted with, whatever happens to the mount
+here, so unmounting never harms a container.
 
-Locking: ``_table`` guards ``_mounted`` and everything that is mounted below ``m/``; while it is held only local calls
-are made, and rows are read. A number's turn (``_turns``) makes the calls for one image wait for each other; a thread
+Locking: ``_table`` guards ``_mounted`` and what is mounted at ``m/<number>``; while it is held only local calls are
+made, and rows are read. A number's turn (``_turns``) makes the calls for one image wait for each other; a thread
 that was left behind in a hanging call does not hold it any more, so every step can be done by two threads at once.
 """
 
@@ -27,7 +29,7 @@ import anyio
 import structlog
 
 from fs.errors import MountingError
-from fs.rootfs.mounting import mount_image, probe, try_layers, unmount
+from fs.rootfs.mounting import bind, mount_root, probe, try_root, unmount
 from fs.runtime.files import sync_directory, write_atomically
 from snapshotter.config import RootForm
 from snapshotter.directories import Directories
@@ -45,9 +47,8 @@ _THREADS = 16
 _LIMIT_BYTES = 1 << 30
 _PIECE_BYTES = 1 << 20
 
-_Identity = tuple[
-    int, int
-]  # size and time of the published file: a published file does not change, but may be replaced
+_Identity = tuple[int, int, int]  # size and time of the published file, which may be replaced; device of its data
+_TAKEN_OVER: _Identity = (-1, -1, -1)  # mounted by an earlier process
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,8 +85,8 @@ def decide(setting: RootForm, scratch: Path, traits: OverlayTraits) -> Decision:
         return Decision(setting=setting, form=RootForm.FUSE, reason="the configuration says so")
     folder = Path(tempfile.mkdtemp(prefix="probe-", dir=scratch))
     reason = ""
-    if not traits.metadata_only:
-        reason = "overlay cannot copy up metadata alone, or this is a user namespace"
+    if traits.userxattr:
+        reason = "this is a user namespace"
     elif not is_seen_outside(scratch):
         reason = "what is mounted here is not seen outside of this mount namespace"
     try:
@@ -101,21 +102,12 @@ def decide(setting: RootForm, scratch: Path, traits: OverlayTraits) -> Decision:
     return Decision(setting=setting, form=RootForm.FUSE, reason=reason)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class MountedRoot:
-    """A metadata image that is mounted at ``meta``, and where its files' data are."""
-
-    meta: Path
-    data: Path
-
-
 class RootImages:
     """The metadata images in the state directory.
 
     Args:
         directories: the state directory, locked by the caller.
         layers: says where images are in the repository.
-        traits: options of overlay mounts on this machine.
         clock: seconds, monotonic.
     """
 
@@ -123,48 +115,37 @@ class RootImages:
         self,
         directories: Directories,
         layers: LayerFilesystem,
-        traits: OverlayTraits,
         *,
         clock: Callable[[], float],
     ) -> None:
         self._directories = directories
         self._layers = layers
-        self._traits = traits
         self._clock = clock
         self._threads = PatientThreads(limit=_THREADS, timeout_s=_TIMEOUT_S)
         self._table = threading.Lock()
         self._mounted: dict[int, _Identity] = {}
-        self._tried: dict[int, _Identity] = {}
         self._turns: defaultdict[int, anyio.Lock] = defaultdict(anyio.Lock)
         self._again_at_s: dict[int, float] = {}
 
     def restore(self, needed: Iterable[int]) -> None:
-        """Take over what an earlier process has mounted, mount what is missing, unmount the rest.
+        """Take over what an earlier process has mounted and is needed; unmount the rest.
 
-        Looks at nothing in the repository; an image without a copy is mounted when it is asked for.
+        Looks at nothing in the repository, which need not be there yet; what is missing is mounted when asked for.
         """
         for leftover in (self._directories.path / "e").glob(".*"):
             leftover.unlink(missing_ok=True)
         wanted = {self._directories.image_mount(number): number for number in needed}
         for point in self._directories.mounted_images():
             number = wanted.get(point)
-            identity = None if number is None else _identity_of_copy(self._directories.image(number))
-            if number is None or identity is None or number in self._mounted:
+            if number is None or number in self._mounted:
                 self._unmount(point)
             else:
-                self._mounted[number] = identity
-        for number in wanted.values():
-            identity = _identity_of_copy(self._directories.image(number))
-            if identity is not None:
-                try:
-                    self._mount(number, identity)
-                except (MountingError, OSError) as error:
-                    _log.warning("root_image_not_restored", number=number, reason=str(error))
+                self._mounted[number] = _TAKEN_OVER
         for folder in (self._directories.path / "m").iterdir():
             with suppress(OSError):  # what is mounted stays
                 folder.rmdir()
 
-    async def lower(self, number: int, source: LayerSource) -> MountedRoot | None:
+    async def lower(self, number: int, source: LayerSource) -> Path | None:
         """The root file system *source* of the snapshot *number* as a mounted image; None if it is to be used as it is.
 
         Until the snapshot that needs it is in the metastore, ``release`` may take the image away: ask again then.
@@ -190,43 +171,45 @@ class RootImages:
             for number in [number for number in self._mounted if number not in needed]:
                 self._take_away(number)
 
-    def _bring(self, number: int, image: RootImage) -> MountedRoot:
+    def _bring(self, number: int, image: RootImage) -> Path:
         """Copy, mount and try what is not yet; hangs for as long as the repository does."""
         status = image.file.lstat()
-        identity = (status.st_size, status.st_mtime_ns)
-        point, data = self._directories.image_mount(number), self._directories.data(image.data)
-        root = MountedRoot(meta=point, data=data)
-        if self._mounted.get(number) == self._tried.get(number) == identity:
-            return root
+        identity = (status.st_size, status.st_mtime_ns, image.data.stat().st_dev)
+        point = self._directories.image_mount(number)
         copy = self._directories.image(number)
-        if _identity_of_copy(copy) != identity:
-            with self._table:  # first unmounted, then replaced: so what is mounted is always of the copy that is there
-                self._take_away(number)
-            _copy(image.file, copy, identity)
-        with self._table:
-            self._mount(number, identity)
+        is_copied = _identity_of_copy(copy) == identity[:2]
+        if is_copied and self._mounted.get(number) in (identity, _TAKEN_OVER):
+            with suppress(MountingError):  # else its data are gone, and it is mounted anew
+                self._try(number)
+                self._mounted[number] = identity
+                return point
+        if not is_copied:
+            _copy(image.file, copy, identity[0], identity[1])
+        fresh = Path(tempfile.mkdtemp(prefix=f".{number}.", dir=self._directories.path / "m"))
         try:
-            try_layers(point, data, self._directories.path / "m", self._traits.options)
+            mount_root(copy, self._directories.data(image.data), fresh)
+            with self._table:
+                self._take_away(number)
+                point.mkdir(mode=0o700, exist_ok=True)
+                bind(fresh, point)
+                self._mounted[number] = identity
+        finally:
+            self._unmount(fresh)
+        try:
+            self._try(number)
         except MountingError:
             with self._table:
                 self._take_away(number)
             raise
-        self._tried[number] = identity
         _log.info("root_image_mounted", number=number, path=str(image.file), size_bytes=identity[0])
-        return root
+        return point
 
-    def _mount(self, number: int, identity: _Identity) -> None:
-        """Mount the copy, unless it is. With the table held."""
-        if self._mounted.get(number) == identity:
-            return
-        point = self._directories.image_mount(number)
-        point.mkdir(mode=0o700, exist_ok=True)
-        mount_image(self._directories.image(number), point)
-        self._mounted[number] = identity
+    def _try(self, number: int) -> None:
+        with tempfile.TemporaryDirectory(prefix="try-", dir=self._directories.path / "m") as scratch:
+            try_root(self._directories.image_mount(number), Path(scratch))
 
     def _take_away(self, number: int) -> None:
         """Unmount an image if it is mounted. With the table held."""
-        self._tried.pop(number, None)
         if self._mounted.pop(number, None) is not None:
             self._unmount(self._directories.image_mount(number))
 
@@ -239,7 +222,7 @@ class RootImages:
             _log.warning("root_image_stays_mounted", path=str(point), reason=str(error))
 
 
-def _identity_of_copy(path: Path) -> _Identity | None:
+def _identity_of_copy(path: Path) -> tuple[int, int] | None:
     try:
         status = path.lstat()
     except FileNotFoundError:
@@ -247,14 +230,13 @@ def _identity_of_copy(path: Path) -> _Identity | None:
     return (status.st_size, status.st_mtime_ns)
 
 
-def _copy(source: Path, target: Path, identity: _Identity) -> None:
-    """Copy a file of that identity; the copy has it too, and is complete and on the disk when it has its name.
+def _copy(source: Path, target: Path, size_bytes: int, mtime_ns: int) -> None:
+    """Copy a file of that size and time; the copy has them too, and is complete and on the disk when it has its name.
 
     Raises:
         MountingError: it is not such a file.
         OSError: a read or write error.
     """
-    size_bytes, mtime_ns = identity
     if size_bytes > _LIMIT_BYTES:
         raise MountingError(f"{source} is larger than {_LIMIT_BYTES} bytes")
     with os.fdopen(os.open(source, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC), "rb", buffering=0) as reader:

@@ -54,7 +54,7 @@ async def serve(settings: SnapshotterSettings) -> None:
             decision = decide(settings.rootfs, directories.scratch, traits)
             decision.store(directories.form)
             _log.info("root_file_systems", form=str(decision.form), reason=decision.reason)
-            images = RootImages(directories, layers, traits, clock=time.monotonic)
+            images = RootImages(directories, layers, clock=time.monotonic)
             native = decision.form is RootForm.EROFS
             with metastore.reading() as rows:
                 images.restore(rows.roots_in_use() if native else ())
@@ -74,12 +74,9 @@ async def serve(settings: SnapshotterSettings) -> None:
 def overlay_traits() -> OverlayTraits:
     """What overlay mounts need on this machine."""
     ids = Path("/proc/self/uid_map").read_text(encoding="ascii").split()
-    parameters = Path("/sys/module/overlay/parameters")
-    in_user_namespace = ids != _WHOLE_ID_RANGE
     return OverlayTraits(
-        index_off=(parameters / "index").exists(),
-        userxattr=in_user_namespace,
-        metadata_only=(parameters / "metacopy").exists() and not in_user_namespace,
+        index_off=Path("/sys/module/overlay/parameters/index").exists(),
+        userxattr=ids != _WHOLE_ID_RANGE,
     )
 
 

@@ -5,6 +5,7 @@ import errno
 import os
 import stat
 import subprocess
+import tempfile
 import threading
 from collections import deque
 from collections.abc import Callable
@@ -22,6 +23,7 @@ _T = TypeVar("_T")
 _libc = ctypes.CDLL(None, use_errno=True)
 _CLONE_NEWNS = 0x00020000
 _MS_RDONLY = 1
+_MS_BIND = 0x1000
 _MS_REC = 0x4000
 _MS_SLAVE = 1 << 19
 _MNT_DETACH = 2
@@ -46,6 +48,11 @@ def mount(kind: str, source: str, point: Path, flags: int, options: str) -> None
     if _libc.mount(*arguments) != 0:
         number = ctypes.get_errno()
         raise OSError(number, os.strerror(number), str(point))
+
+
+def bind(source: Path, point: Path) -> None:
+    """Show what is at *source* at *point*, too. Raises OSError."""
+    mount("none", str(source), point, _MS_BIND, "")
 
 
 def mount_image(image: Path, point: Path) -> Backing:
@@ -115,61 +122,80 @@ def _leave_namespace() -> None:
 
 
 def probe(folder: Path) -> Backing:
-    """Try all that is needed on this machine: an image, its data, a writable layer over both in the empty *folder*.
+    """Try all that is needed on this machine, in the empty *folder*: an image over data, and a container over both.
 
     Raises:
         MountingError: something does not work; the message says what.
     """
     root = Node(mode=stat.S_IFDIR | 0o755)
     root.children[b"file"] = Node(mode=stat.S_IFREG | 0o644, content=Content(len(_TEXT), None))
-    image, meta, data, upper, work, merged = (
-        folder / name for name in ("image", "meta", "data", "upper", "work", "merged")
+    image, data, upper, work, merged, point = (
+        folder / name for name in ("image", "data", "upper", "work", "merged", "point")
     )
-    for made in (meta, data, upper, work, merged):
+    for made in (data, upper, work, merged, point):
         made.mkdir()
     image.write_bytes(build_metadata_image(root, lambda _path, _node: b"/object"))
     (data / "object").write_bytes(_TEXT)
 
     def attempt() -> Backing:
-        backing = mount_image(image, meta)
-        options = (*METADATA_ONLY, f"upperdir={upper}", f"workdir={work}", lowerdir([meta], data))
+        backing = mount_root(image, data, point)
         try:
-            mount("overlay", "overlay", merged, 0, ",".join(options))
-            merged_file = merged / "file"
-            merged_file.chmod(0o600)
-            with merged_file.open("ab") as stream:
+            mount("overlay", "overlay", merged, 0, f"upperdir={upper},workdir={work},{lowerdir([point])}")
+            with (merged / "file").open("ab") as stream:
                 stream.write(_TEXT)
-            read = merged_file.read_bytes()
+            read = (merged / "file").read_bytes()
         except OSError as error:
-            raise MountingError(f"overlay over an EROFS image with a data-only layer: {error.strerror}") from error
+            raise MountingError(f"overlay over a mounted image: {error.strerror}") from error
         if read != 2 * _TEXT:
-            raise MountingError("overlay over an EROFS image with a data-only layer shows other bytes")
+            raise MountingError("overlay over a mounted image shows other bytes")
         return backing
 
     return in_own_namespace(attempt)
 
 
-def try_layers(meta: Path, data: Path, point: Path, options: tuple[str, ...] = ()) -> None:
-    """Try the image that is mounted at *meta* over the real *data*: can a file be opened?
+def mount_root(image: Path, data: Path, point: Path) -> Backing:
+    """Mount a whole root file system, read-only: the EROFS *image* over its *data*. Nothing is mounted if that fails.
 
-    Args:
-        meta: where the image is mounted.
-        data: the data-only layer.
-        point: any directory; nobody else sees what is mounted there.
-        options: more options of overlay.
+    What lies at *point* afterwards is one mount, which holds both. Hangs for as long as *data* does.
 
     Raises:
-        MountingError: no; the message says why. Hangs for as long as *data* does.
+        MountingError: the kernel refuses it.
+    """
+    backing = mount_image(image, point)
+    try:
+        with tempfile.TemporaryDirectory(prefix=f".{point.name}.", dir=point.parent) as name:
+            merged = Path(name)
+            mount("overlay", "overlay", merged, _MS_RDONLY, ",".join((*METADATA_ONLY, lowerdir([point], data))))
+            try:
+                unmount(point)
+                bind(merged, point)
+            finally:
+                unmount(merged)
+    except OSError as error:
+        unmount(point)
+        raise MountingError(f"overlay over an EROFS image with a data-only layer: {error.strerror}") from error
+    return backing
+
+
+def try_root(root: Path, point: Path) -> None:
+    """Try what is mounted at *root* as the lower layer of a container: can a file be opened?
+
+    Args:
+        root: where ``mount_root`` has mounted.
+        point: an empty directory; nobody else sees what is mounted there.
+
+    Raises:
+        MountingError: no; the message says why. Hangs for as long as the data do.
     """
 
     def attempt() -> None:
         try:
-            mount("overlay", "overlay", point, _MS_RDONLY, ",".join((*METADATA_ONLY, *options, lowerdir([meta], data))))
+            mount("overlay", "overlay", point, _MS_RDONLY, lowerdir([root, point]))
             file = _file_with_data(point)
             if file is not None:
                 os.close(os.open(file, os.O_RDONLY))  # looks for the data, and reads none
         except OSError as error:
-            raise MountingError(f"{error.filename or data}: {error.strerror}") from error
+            raise MountingError(f"{error.filename or root}: {error.strerror}") from error
 
     in_own_namespace(attempt)
 

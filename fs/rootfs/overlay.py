@@ -7,11 +7,7 @@ from collections.abc import Sequence
 from pathlib import PurePath
 
 METADATA_ONLY = ("metacopy=on", "redirect_dir=on")
-"""What lets overlay look for a file's data below the layer that has its metadata.
-
-An upper directory that was once mounted with them must always be: without them the kernel refuses the files whose
-metadata alone were copied up, and the directories that were renamed.
-"""
+"""What lets overlay look for a file's data below the layer that has its metadata."""
 
 
 def lowerdir(layers: Sequence[PurePath], data: PurePath | None = None) -> str:

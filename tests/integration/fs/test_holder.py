@@ -73,7 +73,7 @@ def _kill_daemon(mount: TestMount) -> None:
 def test_readers_go_on_through_five_kills(published: Published, work: Path) -> None:
     with mounted(published.name, [published.storage.as_uri()], published.public_key, work, *WIRE) as mount:
         kept = (mount.path / "dir" / "f7").open("rb")
-        command = [sys.executable, "-c", _READER, str(mount.path / "long"), "40"]
+        command = [sys.executable, "-c", _READER, str(mount.path / "long"), "20"]
         reader = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
         over = threading.Event()
 
@@ -97,7 +97,7 @@ def test_readers_go_on_through_five_kills(published: Published, work: Path) -> N
             over.set()
             assert all(one.result(60) > 0 for one in readers)
         output, _ = reader.communicate(timeout=90)
-        assert output.split() == [hashlib.sha256(LONG).hexdigest()] * 40
+        assert output.split() == [hashlib.sha256(LONG).hexdigest()] * 20
         assert kept.read() == SMALL["/dir/f7"]
         kept.close()
         assert mount.log_text().count("daemon_follows") == 5

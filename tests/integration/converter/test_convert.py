@@ -13,6 +13,7 @@ import anyio
 import httpx
 import pytest
 import zstandard
+from docker.errors import DockerException
 from typer.testing import CliRunner, Result
 
 import unpackd

@@ -325,7 +325,7 @@ class Control:
             "objects": cache.object_count,
             **asdict(cache.counts),
             "hit_rate": self._hit_rate(),
-            "past_cache": self._repository.objects.counts.past_cache,
+            "past_cache": self._repository.objects.counts.past_cache + self._repository.objects.counts.not_kept,
         }
 
     def _hit_rate(self) -> float | None:

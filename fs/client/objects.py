@@ -36,6 +36,7 @@ class TransferCounts:
     objects: int = 0
     stored_bytes: int = 0
     past_cache: int = 0
+    not_kept: int = 0  # small objects that the disk did not take
     failed: int = 0  # objects that no server gave
 
 
@@ -152,13 +153,18 @@ class Objects:
             writer.commit()
         return None
 
+    def is_arriving(self, name: Hash) -> bool:
+        """True if it was verified and is on its way into the cache."""
+        return self._arrivals.get(name) is not None
+
     def settle(self) -> None:
         """Wait until the cache has everything that arrived."""
         self._arrivals.settle()
 
     def count_arrived(self) -> None:
-        """Bring the cache's numbers up to date."""
+        """Bring the numbers up to date."""
         self._arrivals.reap()
+        self.counts.not_kept = self._arrivals.lost
 
     async def _receive(self, ref: ObjectRef, receiver: ObjectReceiver) -> None:
         reader = self._reader

@@ -201,8 +201,9 @@ class MagicAttributes:
             return None
         if not found.entry.size:
             return str(name).encode()  # nothing has to be read for it
-        cached = self._repository.objects.cache.find(name)
-        return b"Not in cache" if cached is None else str(name).encode()
+        objects = self._repository.objects
+        is_here = objects.is_arriving(name) or objects.cache.find(name) is not None
+        return str(name).encode() if is_here else b"Not in cache"
 
 
 def _counters(catalog: Catalog) -> bytes:

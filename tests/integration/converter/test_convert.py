@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import anyio
+import docker
 import httpx
 import pytest
 import zstandard

@@ -23,6 +23,7 @@ Labels = tuple[tuple[str, str], ...]
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _RECENT = 1024
+_WEIGHT = 0.1
 _BOUNDS_S = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 _REQUEST_LIMIT_BYTES = 16384
 _REQUEST_TIMEOUT_S = 5.0
@@ -36,6 +37,7 @@ class Latencies:
         self._recent = deque[float](maxlen=_RECENT)
         self._buckets = [0] * (len(_BOUNDS_S) + 1)
         self._sum_s = 0.0
+        self.typical_s = 0.0  # weighs the last ten or so
 
     @property
     def count(self) -> int:
@@ -45,6 +47,7 @@ class Latencies:
     def add(self, seconds: float) -> None:
         """It took *seconds*."""
         self._recent.append(seconds)
+        self.typical_s += (seconds - self.typical_s) * (_WEIGHT if self._sum_s else 1)
         self._buckets[bisect_left(_BOUNDS_S, seconds)] += 1
         self._sum_s += seconds
 

@@ -30,6 +30,7 @@ _log = structlog.get_logger()
 
 _CONTENTS = 4096  # of files in use
 _NEGATIVES = 1 << 16
+_FAR_S = 0.003
 _COMPARED_AT_ONCE = 128
 BLOCK_BYTES = 4096
 _SECTOR_BYTES = 512
@@ -268,8 +269,15 @@ class Operations:
         return await read_content(self.repository.objects, placed, offset, end - offset)
 
     def _look_around(self, found: Found, placed: Placed) -> None:
-        """Let the small files beside a small file be fetched, if several of that directory were missing."""
-        if placed.external is not None or self.repository.objects.has(placed.whole()):
+        """Let the small files beside a small file be fetched, if several of that directory were missing.
+
+        Only from servers that are far away: a near one gives a file as quickly as the cache.
+        """
+        if (
+            self.repository.objects.latencies.typical_s < _FAR_S
+            or placed.external is not None
+            or self.repository.objects.has(placed.whole())
+        ):
             return
         folder = parent_path(found.path)
         count = self._neighbours.missed(folder, placed.content.size)

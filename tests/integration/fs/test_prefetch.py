@@ -125,6 +125,7 @@ def test_a_sequential_reader_finds_later_chunks_there(
 def test_small_files_beside_those_that_were_read(
     published: Published, origin: FlakyOrigin, tmp_path: Path, option: str, is_ahead: bool
 ) -> None:
+    origin.delay_s = 0.02
     with mounted(published.name, [origin.url], published.public_key, tmp_path, option) as mount:
         for number in range(4):
             assert (mount.path / f"deep/f{number}").read_bytes() == b"content %d" % number

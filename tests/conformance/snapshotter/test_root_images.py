@@ -251,6 +251,31 @@ def test_a_replaced_image_is_read_again(
     assert (point / "late").read_text() == "late"
 
 
+def test_a_repository_that_is_mounted_anew_is_what_new_containers_see(
+    own_service: tuple[Service, FakeRepository], point: Path
+) -> None:
+    service, repository = own_service
+    chain = publish(repository, "anew")
+    with service.started() as client:
+        served(client, chain, "1")
+        mount(client.prepare("old", chain), point)
+        again = service.folder / "again"
+        again.mkdir()
+        subprocess.run(["mount", "-t", "tmpfs", "tmpfs", again], check=True, timeout=30)
+        shutil.copytree(repository.root, again, symlinks=True, dirs_exist_ok=True)
+        (flat_of(FakeRepository(again), chain) / "kept").write_text("KEPT")
+        subprocess.run(["mount", "--bind", again, repository.root], check=True, timeout=30)
+
+        new = client.prepare("new", chain)
+
+        assert is_imaged(new)
+        assert len(images_mounted(service)) == 1
+        assert (point / "kept").read_text() == "kept", "what runs keeps what it has"
+        unmount_below(point)
+        mount(new, point)
+        assert (point / "kept").read_text() == "KEPT"
+
+
 def test_mapped_ids_get_the_tree_itself(client: SnapshotsClient, repository: FakeRepository, k: str) -> None:
     chain = publish(repository, k)
     served(client, chain, k)

@@ -15,14 +15,14 @@ READ_BYTES = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class Described:
-    """What is compared of one entry. Directories have neither size nor links, and only files have contents."""
+    """What is compared of one entry. Directories have no size, and only files have contents."""
 
     mode: int
     uid: int
     gid: int
     size: int | None
     mtime_ns: int
-    nlink: int | None  # of directories file systems say what they like
+    nlink: int
     rdev: int
     target: bytes | None
     sha256: str | None
@@ -66,7 +66,7 @@ def _describe(path: bytes, status: os.stat_result, first_name: bytes | None) -> 
         gid=status.st_gid,
         size=None if kind == stat.S_IFDIR else status.st_size,
         mtime_ns=status.st_mtime_ns,
-        nlink=None if stat.S_ISDIR(status.st_mode) else status.st_nlink,
+        nlink=status.st_nlink,
         rdev=status.st_rdev,
         target=os.readlink(path) if kind == stat.S_IFLNK else None,
         sha256=_sha256(path) if kind == stat.S_IFREG else None,

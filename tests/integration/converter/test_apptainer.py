@@ -1,4 +1,4 @@
-"""Apptainer acts on a public name in a mount as the image's config says; so does an image without any of its files."""
+"""Apptainer acts on its tree of an image in a mount as the config says; so does an image without any of its files."""
 
 import os
 import shutil
@@ -12,6 +12,7 @@ from pathlib import Path
 import anyio
 import pytest
 
+from converter import placement
 from converter.pipeline import ConversionRequest, convert_image
 from converter.sources import parse_source
 from fs.publish.repository import Repository
@@ -72,13 +73,13 @@ def runner(work: Path) -> Iterator[Runner]:
 
     async def convert() -> str:
         request = ConversionRequest(source=parse_source(layout.source), name="r.test/app:1")
-        return (await convert_image(request, repository)).public_path
+        return placement.apptainer_path((await convert_image(request, repository)).config_digest).decode()
 
-    public = anyio.run(convert)
+    path = anyio.run(convert)
     with ExitStack() as stack:
         origin = stack.enter_context(flaky_origin(work / "storage"))
         mount = stack.enter_context(mounted(NAME, [origin.url], keys / f"{NAME}.pub", work, "--allow-other"))
-        yield Runner(program, mount.path / public.lstrip("/"))
+        yield Runner(program, mount.path / path.lstrip("/"))
 
 
 def shell() -> list[Member]:

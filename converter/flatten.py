@@ -160,7 +160,10 @@ class _Overlay:
 
     def remove(self, place: "_Place", name: bytes) -> None:
         """Hide *name* of the layers below."""
-        self._directory(place).children[name] = Node(mode=_WHITEOUT)
+        children = self._directory(place).children
+        if name in children:
+            self._known.clear()  # a directory that was emptied, too, goes with all that is known of it
+        children[name] = Node(mode=_WHITEOUT)
 
     def put(self, place: "_Place", name: bytes, node: Node) -> None:
         """Add *node*, which is in the merged tree as *name* in *place*."""

@@ -260,3 +260,13 @@ def test_overlays_stacked_by_the_kernels_rules_are_the_merged_tree(archives: lis
             layer_alone(change_set)
             without_links = {path: (node.mode, node.mtime_ns, node.target) for path, node in walk(tree.root)}
             assert {path: (node.mode, node.mtime_ns, node.target) for path, node in walk(shown)} == without_links
+
+
+def test_a_directory_that_is_emptied_removed_and_made_again_is_there() -> None:
+    tree = Tree()
+    tree.apply(changes(f(b"a/a")))
+
+    overlay = tree.apply(changes(f(b".wh.a") + f(b"a/.wh..wh..opq") + f(b"a/a")))
+
+    assert paths(tree.root) == paths(overlay) == [b"/a", b"/a/a"]
+    assert overlay.children[b"a"].xattrs == {OPAQUE_XATTR: b"y"}

@@ -39,7 +39,7 @@ def configure_logging(level: str | None = None) -> None:
         ],
         wrapper_class=structlog.make_filtering_bound_logger(threshold),
         logger_factory=structlog.WriteLoggerFactory(file=cast("TextIO", _CurrentStderr())),
-        cache_logger_on_first_use=True,
+        cache_logger_on_first_use=False,  # tests and commands in one process redirect what is logged
     )
     logging.basicConfig(
         level=max(threshold, logging.WARNING), stream=sys.stderr, format="%(name)s %(levelname)s %(message)s"

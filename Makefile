@@ -1,5 +1,5 @@
 # Long runs; everything else is in ./run
-.PHONY: check bench snapshotter-sequences
+.PHONY: check bench snapshotter-sequences soak
 
 check:
 	./run check
@@ -12,3 +12,8 @@ bench:
 snapshotter-sequences:
 	./run install
 	UNPACKD_SEQUENCES=500 .venv/bin/pytest -s --timeout=7200 tests/conformance/snapshotter/test_sequences.py
+
+# an hour; SOAK="--seconds 600 --frontend pyfuse3" changes it
+soak:
+	./run install
+	.venv/bin/python -m benchmarks.soak --pause 0.5 --nice 10 $(SOAK) --json > docs/benchmarks/soak.json

@@ -19,7 +19,7 @@ import fcntl
 import itertools
 import os
 import time
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -74,6 +74,7 @@ class ObjectCache:
         self._used_bytes = 0
         self._open: OrderedDict[str, ObjectFile] = OrderedDict()
         self._touched: set[str] = set()  # whose time of use was written in this life
+        self._pins = Counter[str]()  # what makes no room for others
         self._serials = itertools.count(1)
         self._lock = -1
 
@@ -162,6 +163,22 @@ class ObjectCache:
 
     def __contains__(self, name: Hash) -> bool:
         return str(name) in self._sizes
+
+    def pin(self, name: Hash) -> None:
+        """Keep the object called *name*, which may not have arrived yet, whatever room is needed; ``unpin`` ends it."""
+        self._pins[str(name)] += 1
+
+    def unpin(self, name: Hash) -> None:
+        """Take one ``pin`` back."""
+        text = str(name)
+        self._pins[text] -= 1
+        if self._pins[text] <= 0:
+            del self._pins[text]
+
+    @property
+    def pinned_bytes(self) -> int:
+        """What pinned objects take on disk."""
+        return sum(self._sizes.get(text, 0) for text in self._pins)
 
     def path_of(self, name: Hash) -> str:
         """Where the object called *name* lies or would lie."""
@@ -281,19 +298,19 @@ class ObjectCache:
             self.make_room(0, keep=text)
 
     def make_room(self, coming_bytes: int, keep: str = "") -> None:
-        """Remove what was not used for long if *coming_bytes* more would not fit, but never *keep*."""
+        """Remove what was not used for long if *coming_bytes* more would not fit, but neither *keep* nor pins."""
         if self._used_bytes + coming_bytes > self.quota_bytes:
             self.shrink(max(0, int(self.quota_bytes * _KEPT_SHARE) - coming_bytes), keep=keep)
 
     def shrink(self, target_bytes: int, *, keep: str = "") -> None:
-        """Remove least recently used objects until at most *target_bytes* are in use, but never *keep*."""
+        """Remove least recently used objects until at most *target_bytes* are in use: neither *keep* nor pins."""
         if self._used_bytes <= target_bytes:
             return
         self.counts.cleanups += 1
         for text in list(self._sizes):
             if self._used_bytes <= target_bytes:
                 break
-            if text != keep:
+            if text != keep and text not in self._pins:
                 self._remove(text)
                 self.counts.evicted += 1
         _log.info("cache_cleaned", used_bytes=self._used_bytes, target_bytes=target_bytes)

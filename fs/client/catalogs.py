@@ -1,4 +1,8 @@
-"""Open catalogs: a bounded number at a time, each verified before it is opened and whenever its file was written to."""
+"""Open catalogs: a bounded number at a time, each verified before it is opened and whenever its file was written to.
+
+A catalog that is open is pinned in the cache: removing its file would give no room back. If open catalogs take more
+than half of the quota, those that are opened then are not pinned, except while they are being opened.
+"""
 
 import sqlite3
 from collections import OrderedDict
@@ -22,6 +26,7 @@ _log = structlog.get_logger()
 _LIMIT_BYTES = 2 << 30
 _IN_MEMORY_LIMIT_BYTES = 256 << 20  # where the cache takes nothing
 _PAGE_CACHE_KIB = 512
+_PINNED_SHARE = 0.5  # of the quota
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +52,7 @@ class _Open:
     catalog: Catalog
     file: ObjectFile | None  # None while it lives in memory
     state: tuple[int, int, int] | None
+    is_pinned: bool = False
 
     def close(self) -> None:
         self.catalog.close()
@@ -100,24 +106,39 @@ class Catalogs:
         except (CorruptError, OSError) as error:
             if self._open.get(ref) is found:
                 del self._open[ref]
-                found.close()
+                self._close(ref, found)
                 self.objects.cache.discard(ref.hash, error)
         else:
             found.state = state
 
     async def _open_anew(self, ref: CatalogRef) -> None:
+        cache = self.objects.cache
+        cache.pin(ref.hash)  # others must not push it out between its arrival, its check and its opening
+        try:
+            opened = await self._opened(ref)
+            if opened.file is not None and cache.pinned_bytes <= cache.quota_bytes * _PINNED_SHARE:
+                cache.pin(ref.hash)
+                opened.is_pinned = True
+        finally:
+            cache.unpin(ref.hash)
+        self._open[ref] = opened
+        _log.debug("catalog_opened", path=ref.mountpoint.decode("utf-8", "replace"), object=str(ref.hash))
+        while len(self._open) > self._most_open:
+            self._close(*self._open.popitem(last=False))
+
+    async def _opened(self, ref: CatalogRef) -> _Open:
         wanted = ObjectRef(ref.hash, Suffix.CATALOG, limit_bytes=_LIMIT_BYTES)
         try:
             file = await self.objects.file(wanted)
         except CacheFullError:
             wanted = ObjectRef(ref.hash, Suffix.CATALOG, limit_bytes=_IN_MEMORY_LIMIT_BYTES)
-            opened = _Open(Catalog(connect_bytes(await self.objects.whole(wanted)), ref.mountpoint), None, None)
-        else:
-            opened = _open_file(file, self.objects.cache.path_of(ref.hash), ref.mountpoint)
-        self._open[ref] = opened
-        _log.debug("catalog_opened", path=ref.mountpoint.decode("utf-8", "replace"), object=str(ref.hash))
-        while len(self._open) > self._most_open:
-            self._open.popitem(last=False)[1].close()
+            return _Open(Catalog(connect_bytes(await self.objects.whole(wanted)), ref.mountpoint), None, None)
+        return _open_file(file, self.objects.cache.path_of(ref.hash), ref.mountpoint)
+
+    def _close(self, ref: CatalogRef, opened: _Open) -> None:
+        opened.close()
+        if opened.is_pinned:
+            self.objects.cache.unpin(ref.hash)
 
     async def find(self, start: CatalogRef, path: bytes) -> Found | None:
         """The entry at *path*, searched from catalog *start*, which is at or above its parent. Raises as ``get``."""
@@ -150,7 +171,7 @@ class Catalogs:
     def close(self) -> None:
         """Close all catalogs."""
         while self._open:
-            self._open.popitem()[1].close()
+            self._close(*self._open.popitem())
 
 
 def found_in(catalog: Catalog, home: CatalogRef, path: bytes, entry: Entry) -> Found:

@@ -36,6 +36,7 @@ from fs.errors import CatalogError, RefusedError
 from fs.format.trust import load_public_keys
 from fs.store.limits import HttpLimits
 from fs.store.network import Network, RetrySettings, open_network
+from fs.store.patient import PatientReader
 from fs.store.proxies import ProxyGroups
 
 _log = structlog.get_logger()
@@ -117,7 +118,7 @@ class MountDaemon:
                 self._facts.proxies = network.proxies
                 if settings.external_urls:
                     self._facts.external = network.mirrors(settings.external_urls)
-                catalogs = Catalogs(Objects(cache, mirrors, self._facts.external))
+                catalogs = Catalogs(Objects(cache, PatientReader(mirrors), self._facts.external))
                 repository = Repository(Anchor(settings.name, keys), mirrors, catalogs, selection=settings.selection)
                 try:
                     await repository.open()

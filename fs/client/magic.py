@@ -40,7 +40,7 @@ class MountFacts:
     last_io_error_unix_s: int = 0
     opened_files: int = 0
     opened_directories: int = 0
-    next_check_unix_s: float = math.inf
+    next_check_unix_s: float = field(default_factory=time.time)
     log_lines: Sequence[str] = ()
 
     @property

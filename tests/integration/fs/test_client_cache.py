@@ -107,6 +107,25 @@ def test_a_directory_has_one_user(tmp_path: Path) -> None:
     _cache(tmp_path).close()
 
 
+def test_what_is_pinned_makes_no_room(tmp_path: Path) -> None:
+    cache = _cache(tmp_path)
+    coming = Hash.of(_content(1))
+    cache.pin(coming)
+    cache.pin(coming)
+    first = _store(cache, _content(1))
+    names = [_store(cache, _content(number)) for number in range(2, 8)]
+    assert first == coming
+    assert cache.pinned_bytes > 20_000
+    assert (first in cache, names[0] in cache, names[-1] in cache) == (True, False, True)
+    cache.unpin(coming)
+    cache.shrink(0)
+    assert first in cache
+    cache.unpin(coming)
+    cache.shrink(0)
+    assert (first in cache, cache.pinned_bytes) == (False, 0)
+    cache.close()
+
+
 def test_an_evicted_file_that_is_open_stays_readable(tmp_path: Path) -> None:
     cache = _cache(tmp_path)
     name = _store(cache, b"content")

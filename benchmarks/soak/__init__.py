@@ -1,0 +1,1 @@
+"""A long run of readers under everything that goes wrong; see ``__main__``."""

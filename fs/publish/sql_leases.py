@@ -27,7 +27,7 @@ from sqlalchemy import (
     text,
     update,
 )
-from sqlalchemy.exc import DBAPIError, IntegrityError, SQLAlchemyError
+from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError, NoSuchModuleError, SQLAlchemyError
 
 from fs.errors import RefusedError, UnreachableError
 from fs.publish.leases import Lease, conflicts, lost, refuse
@@ -78,8 +78,11 @@ class SqlLeases:
 
     @classmethod
     def open(cls, url: str) -> "SqlLeases":
-        """A keeper in the database at SQLAlchemy *url*. Raises as the constructor does."""
-        engine = create_engine(url, pool_pre_ping=True)
+        """A keeper in the database at SQLAlchemy *url*. Raises as the constructor does, RefusedError."""
+        try:
+            engine = create_engine(url, pool_pre_ping=True)
+        except (ArgumentError, NoSuchModuleError, ImportError) as error:
+            raise RefusedError(f"leases cannot be kept there: {error}") from error
         if engine.dialect.name == "sqlite":
             # the driver would begin a transaction only at the first change, after others have read the same
             event.listen(engine, "connect", _leave_transactions_to_us)

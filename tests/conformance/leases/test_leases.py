@@ -1,19 +1,24 @@
-"""What every LeaseKeeper promises, on files and on a database."""
+"""What every LeaseKeeper promises: on files, in a database, in a Redis server."""
 
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+import redis
 
-from fs.errors import LockedError, RefusedError
+from fs.errors import LockedError, RefusedError, UnreachableError
 from fs.publish.file_leases import FileLeases
+from fs.publish.keepers import keeper_of, open_leases
 from fs.publish.leases import Lease, LeaseKeeper, LeaseLostError, conflicts, holding
+from fs.publish.redis_leases import RedisLeases
 from fs.publish.sql_leases import SqlLeases
+from tests.support.brokers import redis_over_tcp
+from tests.support.processes import free_port
 
 NAME = "leased.test"
 LONG_S = 60.0
@@ -21,12 +26,24 @@ LONG_S = 60.0
 Open = Callable[[], LeaseKeeper]
 
 
-@pytest.fixture(params=["file", "sqlite"])
+@pytest.fixture(scope="module")
+def redis_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with redis_over_tcp(tmp_path_factory.mktemp("redis") / "server") as url:
+        yield url
+
+
+@pytest.fixture(params=["file", "sqlite", "redis"])
 def open_keeper(request: pytest.FixtureRequest, tmp_path: Path) -> Open:
     """Opens the same keeper again and again, as several processes would."""
-    if request.param == "file":
-        return lambda: FileLeases(tmp_path)
-    return lambda: SqlLeases.open(f"sqlite:///{tmp_path}/leases.db")
+    match request.param:
+        case "file":
+            url = f"file://{tmp_path}"
+        case "sqlite":
+            url = f"sqlite:///{tmp_path}/leases.db"
+        case _:
+            url = request.getfixturevalue("redis_url")
+            redis.Redis.from_url(url).flushall()
+    return lambda: open_leases(url)
 
 
 @pytest.fixture
@@ -81,6 +98,17 @@ def test_what_is_given_back_is_free(keeper: LeaseKeeper) -> None:
     take(keeper)
     with pytest.raises(LeaseLostError):
         keeper.renew(lease, LONG_S)
+
+
+def test_paths_and_owners_are_bytes_of_any_kind(open_keeper: Open) -> None:
+    odd = b"/a b\n\xff%1 7 \\"
+    taken = take(open_keeper(), odd, owner="5 ümläut\n on a machine")
+
+    (lease,) = open_keeper().leases(NAME)
+
+    assert (lease.path, lease.owner, lease.token) == (odd, "5 ümläut\n on a machine", taken.token)
+    with pytest.raises(LockedError):
+        take(open_keeper(), odd + b"/below")
 
 
 def test_a_lease_runs_out_and_its_holder_is_told(open_keeper: Open) -> None:
@@ -197,6 +225,32 @@ def test_the_machines_clocks_do_not_matter(tmp_path: Path, monkeypatch: pytest.M
 
     with pytest.raises(LockedError):
         take(SqlLeases.open(url))
+
+
+def test_the_machines_clocks_do_not_matter_to_redis_either(redis_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    redis.Redis.from_url(redis_url).flushall()
+    take(RedisLeases.open(redis_url), lifetime_s=LONG_S)
+    monkeypatch.setattr(time, "time", lambda: 4e9)
+
+    with pytest.raises(LockedError):
+        take(RedisLeases.open(redis_url))
+
+
+def test_a_keeper_that_does_not_answer_is_named() -> None:
+    port = free_port()
+
+    with pytest.raises(UnreachableError, match=str(port)):
+        open_leases(f"redis://:secret@127.0.0.1:{port}/0")
+
+
+@pytest.mark.parametrize("url", ["", "leases.db", "redis://host:port/0", "file:///nowhere/at/all", "gopher://x/y"])
+def test_urls_that_name_no_keeper_are_refused(url: str) -> None:
+    with pytest.raises(RefusedError):
+        open_leases(url)
+
+
+def test_no_url_is_no_keeper() -> None:
+    assert keeper_of(None) is None
 
 
 def test_a_damaged_table_is_not_made_anew(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from fs.repo_cli import (
     AnyStorage,
     Json,
     KeysDirectory,
+    Leases,
     Pubkey,
     Storage,
     Url,
@@ -25,15 +26,10 @@ if TYPE_CHECKING:
 
     from fs.publish.diff import Difference
     from fs.publish.gc import GcReport
-    from fs.publish.leases import LeaseKeeper
 
 _DAY_S = 86_400.0
 _LETTERS = {"added": "A", "removed": "R", "changed": "C"}
 
-Leases = Annotated[
-    str | None,
-    typer.Option(help="SQLAlchemy URL of the database of leases; needed if several machines publish to the storage."),
-]
 RevisionName = Annotated[str, typer.Argument(help="Tag, number of a revision, or hash of its root catalog.")]
 
 
@@ -65,6 +61,7 @@ def gc(
     Named revisions always stay. Example: unpackd repo gc --storage /srv/unpacked --keep-days 30 --dry-run
     """
     from fs.publish.gc import GcOptions, collect
+    from fs.publish.keepers import keeper_of
     from fs.publish.keys import load_keys
     from fs.publish.repository import read_manifest
     from fs.publish.revisions import named_revision
@@ -84,7 +81,7 @@ def gc(
                 is_alone=alone,
                 dry_run=dry_run,
                 most_objects=most,
-                leases=_leases(leases),
+                leases=keeper_of(leases),
                 report=report_progress,
             )
             loaded = load_keys(keys, manifest.name) if keys is not None else None
@@ -125,6 +122,7 @@ def rollback(
 
     Example: unpackd repo rollback --storage /srv/unpacked --keys /etc/unpackd/keys before-cleaning
     """
+    from fs.publish.keepers import keeper_of
     from fs.publish.repository import Repository, Settings, read_manifest
     from fs.publish.revisions import named_revision
     from fs.store.places import open_storage
@@ -134,7 +132,7 @@ def rollback(
         store = open_storage(storage).store
         manifest = read_manifest(store)
         target = named_revision(store, manifest, to)
-        repository = Repository.open(manifest.name, storage, keys, settings=Settings(leases=_leases(leases)))
+        repository = Repository.open(manifest.name, storage, keys, settings=Settings(leases=keeper_of(leases)))
         commit = repository.rollback(target.root_catalog)
         if as_json:
             facts = {"revision": commit.revision, "root": str(commit.root_hash), "changed": commit.changed}
@@ -192,14 +190,6 @@ def replicate(
                 f"{report.name} is at revision {report.revision} (was {report.previous_revision}); "
                 f"{report.objects} objects fetched, {report.stored_bytes} bytes"
             )
-
-
-def _leases(url: str | None) -> "LeaseKeeper | None":
-    if url is None:
-        return None
-    from fs.publish.sql_leases import SqlLeases
-
-    return SqlLeases.open(url)
 
 
 def _print_collection(report: "GcReport", *, as_json: bool, dry_run: bool) -> None:

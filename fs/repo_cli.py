@@ -36,6 +36,12 @@ Pubkey = Annotated[
 KeysDirectory = Annotated[Path, typer.Option(help="Directory of the repository's keys.")]
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]
 TagName = Annotated[str | None, typer.Option("--tag", help="Look at the revision of this name, not at the newest.")]
+Leases = Annotated[
+    str | None,
+    typer.Option(
+        help="Keeper of leases, if several machines publish: redis://HOST/0, or the SQLAlchemy URL of a database."
+    ),
+]
 Inside = Annotated[str, typer.Argument(help="Path in the repository.")]
 
 
@@ -207,13 +213,15 @@ def name_revision(
     revision: Annotated[int | None, typer.Option(help="Revision to name; default is the newest.")] = None,
     description: Annotated[str, typer.Option(help="What the name is for.")] = "",
     remove: Annotated[bool, typer.Option("--remove", help="Remove the name.")] = False,
+    leases: Leases = None,
     as_json: Json = False,
 ) -> None:
     """List, set or remove names of revisions.
 
     Example: unpackd repo tag --storage /srv/unpacked --keys /etc/unpackd/keys before-cleaning
     """
-    from fs.publish.repository import Repository, read_tags
+    from fs.publish.keepers import keeper_of
+    from fs.publish.repository import Repository, Settings, read_tags
 
     with command_errors(as_json=as_json), opened_source(storage, url, pubkey) as (store, manifest):
         if name is None:
@@ -221,7 +229,7 @@ def name_revision(
             return
         if keys is None or storage is None:
             raise UsageError("tags are signed: give --storage and --keys, or no name to list them")
-        repository = Repository.open(manifest.name, storage, keys)
+        repository = Repository.open(manifest.name, storage, keys, settings=Settings(leases=keeper_of(leases)))
         if remove:
             repository.remove_tag(name)
         else:
@@ -261,24 +269,6 @@ def history(
             return
         for row in rows:
             typer.echo(f"{row['revision']:>8}  {row['published']}  {row['root']}  {' '.join(row['tags'])}".rstrip())
-
-
-@app.command()
-def resign(storage: Storage, keys: KeysDirectory, as_json: Json = False) -> None:
-    """Sign a new whitelist, valid for 30 days.
-
-    Example: unpackd repo resign --storage /srv/unpacked --keys /etc/unpackd/keys
-    """
-    from fs.publish.repository import Repository, read_manifest
-
-    with command_errors(as_json=as_json):
-        log_to_stderr()
-        name = read_manifest(_store(storage)).name
-        expires = Repository.open(name, storage, keys).resign()
-        if as_json:
-            print_json({"name": name, "whitelist_expires": expires.isoformat()})
-        else:
-            say(f"the whitelist of {name} is valid until {expires:%Y-%m-%d %H:00} UTC")
 
 
 @contextmanager
@@ -369,10 +359,13 @@ def _facts(store: "ReadStore", manifest: "Manifest") -> dict[str, Any]:
 
     from fs.format.catalog import Catalog, connect_bytes
     from fs.publish.repository import read_tags, read_whitelist
+    from fs.publish.signing import expiry_warnings, published_certificate_expires
     from fs.publish.view import CatalogCache
 
     with closing(connect_bytes(CatalogCache(store).fetch(manifest.root_catalog))) as connection:
         totals = Catalog(connection).counters().total
+    whitelist_expires = read_whitelist(store).expires
+    certificate_expires = published_certificate_expires(store, manifest)
     return {
         "name": manifest.name,
         "revision": manifest.revision,
@@ -380,7 +373,9 @@ def _facts(store: "ReadStore", manifest: "Manifest") -> dict[str, Any]:
         "published": _time(manifest.published_unix_s),
         "ttl_s": manifest.ttl_s,
         "garbage_collectable": manifest.garbage_collectable,
-        "whitelist_expires": _time(int(read_whitelist(store).expires.timestamp())),
+        "whitelist_expires": _time(int(whitelist_expires.timestamp())),
+        "certificate_expires": certificate_expires and _time(int(certificate_expires.timestamp())),
+        "warnings": expiry_warnings(whitelist_expires, certificate_expires, datetime.now(UTC)),
         "tags": len(read_tags(store, manifest)),
         "counters": totals,
     }

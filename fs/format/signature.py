@@ -5,17 +5,21 @@ with a SHA-1 DigestInfo over the hash line); a whitelist by the master key with 
 without DigestInfo. Source: CernVM-FS 2.12, crypto/signature.cc, manifest_fetch.cc, whitelist.cc.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import padding
-from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey, RSAPublicKey
+from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
 
 from fs.errors import HashSyntaxError, MalformedError, NotTrustedError
 from fs.format.hashes import Algorithm, Hash
 
 _SEPARATOR = b"\n--\n"
+
+Sign = Callable[[bytes], bytes]
+"""Gives the signature of the bytes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,11 +64,16 @@ def verify_digest_signature(signed: SignedText, key: RSAPublicKey) -> None:
         raise NotTrustedError("the manifest's signature is not of the certificate's key") from error
 
 
-def sign_with_digest(text: bytes, key: RSAPrivateKey, algorithm: Algorithm) -> bytes:
-    """The envelope of manifest *text*, which ends in a newline."""
+def sign_text(text: bytes, sign: Sign, algorithm: Algorithm) -> bytes:
+    """The envelope of *text*, which ends in a newline.
+
+    Args:
+        text: of a manifest or a whitelist.
+        sign: for a manifest, makes a usual signature with SHA-1; for a whitelist, pads what it gets and signs it bare.
+        algorithm: of the hash line.
+    """
     hash_line = str(Hash.of(text, algorithm)).encode()
-    signature = key.sign(hash_line, padding.PKCS1v15(), hashes.SHA1())  # noqa: S303  # the format's
-    return SignedText(text, hash_line, signature).encode()
+    return SignedText(text, hash_line, sign(hash_line)).encode()
 
 
 def is_raw_signature(signed: SignedText, key: RSAPublicKey) -> bool:
@@ -74,14 +83,3 @@ def is_raw_signature(signed: SignedText, key: RSAPublicKey) -> bool:
     except (InvalidSignature, ValueError):
         return False
     return recovered == signed.hash_line
-
-
-def sign_raw(text: bytes, key: RSAPrivateKey, algorithm: Algorithm) -> bytes:
-    """The envelope of whitelist *text*: the hash line itself is padded and raised to the private exponent."""
-    hash_line = str(Hash.of(text, algorithm)).encode()
-    numbers = key.private_numbers()
-    modulus = numbers.public_numbers.n
-    length = (modulus.bit_length() + 7) // 8
-    padded = b"\x00\x01" + b"\xff" * (length - len(hash_line) - 3) + b"\x00" + hash_line
-    signature = pow(int.from_bytes(padded), numbers.d, modulus).to_bytes(length)
-    return SignedText(text, hash_line, signature).encode()

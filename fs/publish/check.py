@@ -13,6 +13,7 @@ from datetime import datetime
 from itertools import islice
 from typing import TypeVar, cast
 
+from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
 from isal import isal_zlib
 
@@ -36,7 +37,8 @@ from fs.publish.check_catalog import (
     check_transition,
     shown,
 )
-from fs.publish.repository import MANIFEST, MAX_REFLOG_BYTES, REFLOG, WHITELIST, read_history
+from fs.publish.repository import MANIFEST, MAX_REFLOG_BYTES, REFLOG, read_history
+from fs.publish.signing import WHITELIST, expiry_warnings
 from fs.publish.view import MAX_CATALOG_BYTES, MAX_STORED_BYTES
 from fs.store.base import ReadStore
 
@@ -157,6 +159,9 @@ class _Check:
                 raise NotTrustedError(f"the whitelist of {manifest.name} expired at {text.expires:%Y-%m-%d %H:00} UTC")
             whitelist = TrustedWhitelist(text)
         whitelist.certificate(certificate).manifest(envelope)
+        expires = x509.load_pem_x509_certificate(certificate).not_valid_after_utc
+        for warning in expiry_warnings(whitelist.whitelist.expires, expires, self._options.now):
+            self._find("signature", WHITELIST, warning, is_note=True)
 
     def _check_history(self, manifest: Manifest) -> list[Tag]:
         if manifest.history is None:

@@ -45,7 +45,13 @@ class Draft:
         self.subtree = dict(counters.subtree)
         self.total_above = counters.total
         """What the catalog above believes to be the total of this one."""
-        self.is_changed = False
+        self.changes = 0
+        """Only grows: tells if an operation changed something."""
+
+    @property
+    def is_changed(self) -> bool:
+        """True if there has to be a new version."""
+        return self.changes > 0
 
     @classmethod
     def of_stored(cls, database: bytes, mountpoint: bytes, parent: "Draft | None") -> "Draft":
@@ -85,7 +91,7 @@ class Draft:
         key = path_key(path)
         self._db.executemany(INSERT_CHUNK, [(*key, part.offset, part.size, part.hash.digest) for part in chunks])
         count_entry(self.own, entry, chunks=len(chunks))
-        self.is_changed = True
+        self.changes += 1
 
     def update(self, path: bytes, before: Entry, after: Entry) -> None:
         """Change the row of *path* without giving it a new row number. Not for chunked files."""
@@ -93,7 +99,7 @@ class Draft:
         count_entry(self.own, after)
         row = entry_row(path, after)
         self._db.execute(_UPDATE, (*row[4:11], row[12], *row[13:], *row[:2]))
-        self.is_changed = True
+        self.changes += 1
 
     def delete(self, path: bytes, entry: Entry) -> None:
         """Remove the row of *path*, its chunks and its part in hard links."""
@@ -103,7 +109,7 @@ class Draft:
         count_entry(self.own, entry, chunks=chunks, sign=-1)
         if entry.link_group < 0:
             self._leave_links(key, -entry.link_group)
-        self.is_changed = True
+        self.changes += 1
 
     def relink(self, path: bytes, group: int, linkcount: int) -> None:
         """Change the hard link group of the row of *path*; 0 is none."""
@@ -131,12 +137,12 @@ class Draft:
         self.own["nested"] -= 1
         for name in COUNTER_NAMES:
             self.subtree[name] -= total[name]
-        self.is_changed = True
+        self.changes += 1
 
     def register(self, path: bytes, stored: StoredCatalog) -> None:
         """Say which version of the nested catalog at *path* is current."""
         self._db.execute(INSERT_NESTED, (path, str(stored.hash), stored.size))
-        self.is_changed = True
+        self.changes += 1
 
     def adopt_total(self, child: "Draft") -> None:
         """Count what has changed in *child* since it was counted last."""
@@ -172,7 +178,8 @@ class Draft:
             self._copy_rows("unpackd_links", key, target)
         count_entry(self.own, entry, chunks=chunks, sign=-1)
         count_entry(target.own, entry, chunks=chunks)
-        self.is_changed = target.is_changed = True
+        self.changes += 1
+        target.changes += 1
 
     def _copy_rows(self, table: str, key: tuple[int, int], target: "Draft") -> int:
         """Move the rows of *key*; gives their number. Columns go by name: old catalogs have another order."""

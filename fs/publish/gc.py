@@ -26,7 +26,7 @@ from fs.format.hashes import Hash, Suffix
 from fs.format.manifest import MAX_MANIFEST_BYTES, Manifest
 from fs.format.paths import ROOT
 from fs.format.reflog import ReferenceType, references, remove_references
-from fs.format.signature import SignedText, sign_with_digest
+from fs.format.signature import SignedText
 from fs.publish.keys import Keys
 from fs.publish.leases import LeaseKeeper, holder, holding
 from fs.publish.lock import exclusive
@@ -303,7 +303,7 @@ class _Run:
             algorithm = manifest.root_catalog.algorithm
             reflog = Hash.of(self._store.read_named(REFLOG, limit_bytes=MAX_REFLOG_BYTES), algorithm)
             if manifest.reflog != reflog:
-                signed = sign_with_digest(replace(manifest, reflog=reflog).encode(), keys.repository, algorithm)
+                signed = keys.sign_manifest(replace(manifest, reflog=reflog).encode(), algorithm)
                 self._store.swap_named(MANIFEST, signed, expected=envelope)
 
 

@@ -40,8 +40,8 @@ from fs.publish.repository import (
     MAX_HISTORY_BYTES,
     MAX_REFLOG_BYTES,
     REFLOG,
-    WHITELIST,
 )
+from fs.publish.signing import WHITELIST
 from fs.publish.transfers import Crew, SpoolReceiver
 from fs.publish.view import MAX_CATALOG_BYTES
 from fs.store.base import TendedStore

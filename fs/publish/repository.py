@@ -5,17 +5,14 @@ import re
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, closing, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
 
-from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import padding
-
-from fs.errors import AbsentError, RefusedError
+from fs.errors import AbsentError, FsError, RefusedError
 from fs.format.catalog import DEFAULT_TTL_S, DIRECTORY_SIZE, Entry, connect_bytes
 from fs.format.compression import deflate, deflate_classic, inflate
 from fs.format.hashes import Algorithm, Hash, Suffix
@@ -23,31 +20,41 @@ from fs.format.history import MAGIC_TAGS, TRUNK, TRUNK_PREVIOUS, History, Tag, c
 from fs.format.manifest import MAX_MANIFEST_BYTES, Manifest
 from fs.format.paths import ROOT
 from fs.format.reflog import ReferenceType, add_references, create_reflog, references
-from fs.format.signature import SignedText, sign_raw, sign_with_digest
+from fs.format.signature import SignedText
 from fs.format.tree import Content, Node
 from fs.format.whitelist import MAX_WHITELIST_BYTES, Whitelist
 from fs.publish.catalogs import CatalogOptions, StoredCatalog, Subtree, publish_tree, store_catalog
 from fs.publish.draft import Draft
+from fs.publish.group import Group, Request
 from fs.publish.ingest import Codec, DedupIndex, Ingester, store_empty
 from fs.publish.keys import Keys, create_keys, load_keys
 from fs.publish.leases import DEFAULT_LIFETIME_S, HeldLease, LeaseKeeper, holder, holding
 from fs.publish.lock import exclusive
-from fs.publish.operations import Operation
+from fs.publish.operations import Operation, RequireRevision
+from fs.publish.signers import Digest
+from fs.publish.signing import (
+    WHITELIST,
+    WHITELIST_LIFETIME,
+    expiry_warnings,
+    fingerprint,
+    published_certificate,
+    warn_of_expiry,
+    write_whitelist,
+)
 from fs.publish.transaction import Base, Transaction, apply_all
 from fs.publish.view import CatalogCache, View
 from fs.store.base import ReadStore, Store
 from fs.store.places import Storage, open_storage
 
 MANIFEST = ".cvmfspublished"
-WHITELIST = ".cvmfswhitelist"
 REFLOG = ".cvmfsreflog"
 MASTER_REPLICA = ".cvmfs_master_replica"
 
-WHITELIST_LIFETIME = timedelta(days=30)
 DEFAULT_TIMEOUT_S = 60.0
 MAX_HISTORY_BYTES = 1 << 28
 MAX_REFLOG_BYTES = 1 << 30
 
+_WARN_EVERY_S = 6 * 3600
 _NAME = re.compile(r"[A-Za-z0-9._-]{1,60}")
 _ROOT_MODE = 0o040755
 
@@ -71,6 +78,18 @@ class Settings:
     clock: Callable[[], float] = time.time  # Unix seconds
     leases: LeaseKeeper | None = None  # needed if writers of several machines publish to one storage
     lease_lifetime_s: float = DEFAULT_LIFETIME_S  # after which others take over from a writer that is gone
+
+
+@dataclass(frozen=True, slots=True)
+class _Wanted:
+    """What one call of ``commit`` wants."""
+
+    operations: Sequence[Operation]
+    tag: str | None
+    description: str
+
+
+_Request = Request[_Wanted, Commit]
 
 
 class Repository:
@@ -104,6 +123,8 @@ class Repository:
         self._guard = threading.Lock()
         self._lease: HeldLease | None = None  # these two belong to whoever is in _locked
         self._base: bytes | None = None  # the manifest that is to be replaced
+        self._group: Group[_Wanted, Commit] = Group(self._locked, self._commit_together)
+        self._warn_again_unix_s = 0
         self._ingester: Ingester | None = None
         self._view: View | None = None
 
@@ -157,12 +178,17 @@ class Repository:
 
     def sign(self, data: bytes) -> bytes:
         """A signature of *data* by the key that signs revisions (RSA, PKCS#1 v1.5, SHA-256)."""
-        return self._keys.repository.sign(data, padding.PKCS1v15(), hashes.SHA256())
+        return self._keys.repository.sign(data, Digest.SHA256)
 
     @property
     def certificate_pem(self) -> bytes:
         """The certificate of that key."""
         return self._keys.certificate_pem
+
+    @property
+    def certificate_expires(self) -> datetime:
+        """Until when that certificate is valid."""
+        return self._keys.certificate_expires
 
     def ingester(self) -> Ingester:
         """Adds contents; the same one at each call."""
@@ -193,6 +219,9 @@ class Repository:
     ) -> Commit:
         """Apply *operations* in their order to the newest revision and publish the result, all or nothing.
 
+        What other threads want committed meanwhile goes into the same revision. Its number is the result's, even if
+        these operations change nothing themselves.
+
         Args:
             operations: what to do.
             timeout_s: how long to wait for another writer.
@@ -208,29 +237,40 @@ class Repository:
             check_tag_name(tag)
         if self._ingester is not None:
             self._ingester.flush()
-        with self._locked(timeout_s):
-            return self._commit(operations, tag, description)
+        return self._group.submit(_Wanted(tuple(operations), tag, description), timeout_s)
 
-    def _commit(self, operations: Sequence[Operation], tag: str | None, description: str) -> Commit:
+    def _commit_together(self, waiting: Sequence[_Request]) -> None:
+        """Publish all that is *waiting* as one revision; who insists on what is the newest one gets it to itself."""
+        alone: list[_Request] = []
+        together: list[_Request] = []
+        for request in waiting:
+            insists = any(isinstance(each, RequireRevision) for each in request.wanted.operations)
+            (alone if insists else together).append(request)
+        for group in [[request] for request in alone] + [together]:
+            if group:
+                self._commit(group)
+
+    def _commit(self, group: Sequence[_Request]) -> None:
+        """Publish one revision with everything in *group* that makes sense."""
         manifest = read_manifest(self._store)
         now_ns = self._now_ns(manifest)
         now_s = now_ns // 1_000_000_000
-        base = Base(StoredCatalog(manifest.root_catalog, manifest.catalog_size), manifest.revision)
-        empty = self._empty(manifest.root_catalog.algorithm)
-        transaction = Transaction(base, fetch=self._cache.fetch, now_ns=now_ns, empty=empty)
+        transaction, changed = self._applied(manifest, group, now_ns)
         try:
-            apply_all(transaction, operations)
             ttl_s = self._settings.ttl_s or manifest.ttl_s
-            if not transaction.is_changed and tag is None and ttl_s == manifest.ttl_s:
-                return Commit(manifest.revision, manifest.root_catalog, changed=False)
+            named = [request for request in changed if request.wanted.tag is not None]
+            if not transaction.changes and not named and ttl_s == manifest.ttl_s:
+                _settle(changed, manifest.revision, manifest.root_catalog, is_new=False)
+                return
             revision = manifest.revision + 1
             keep = partial(self._keep, manifest.root_catalog.algorithm)
             root = transaction.seal(keep, revision=revision, last_modified_unix_s=now_s, ttl_s=ttl_s)
         finally:
             transaction.close()
         tags = [_tag(TRUNK, root, revision, now_s)]
-        if tag is not None:
-            tags.append(replace(tags[0], name=tag, description=description))
+        for request in named:
+            name, description = str(request.wanted.tag), request.wanted.description
+            tags.append(replace(tags[0], name=name, description=description))
         self._publish(
             replace(
                 manifest,
@@ -242,7 +282,42 @@ class Repository:
             ),
             tags,
         )
-        return Commit(revision, root.hash, changed=True)
+        self._warn(now_s)
+        _settle(changed, revision, root.hash, is_new=ttl_s != manifest.ttl_s)
+
+    def _applied(
+        self, manifest: Manifest, group: Sequence[_Request], now_ns: int
+    ) -> tuple[Transaction, dict[_Request, bool]]:
+        """A transaction with everything in *group* that makes sense, and which of that changes something.
+
+        Operations cannot be taken back, so if some make no sense it is begun again without them.
+        """
+        base = Base(StoredCatalog(manifest.root_catalog, manifest.catalog_size), manifest.revision)
+        empty = self._empty(manifest.root_catalog.algorithm)
+        while True:
+            transaction = Transaction(base, fetch=self._cache.fetch, now_ns=now_ns, empty=empty)
+            changed: dict[_Request, bool] = {}
+            for request in group:
+                if request.is_done:
+                    continue
+                try:
+                    changed[request] = apply_all(transaction, request.wanted.operations)
+                except FsError as error:
+                    request.fail(error)
+                    break
+                except BaseException:
+                    transaction.close()
+                    raise
+            else:
+                return transaction, changed
+            transaction.close()
+
+    def _warn(self, now_s: int) -> None:
+        """Say, now and then, what expires soon."""
+        if now_s >= self._warn_again_unix_s:
+            self._warn_again_unix_s = now_s + _WARN_EVERY_S
+            with suppress(FsError):  # what was published is published
+                warn_of_expiry(self.name, self.expiry_warnings())
 
     def rollback(self, root: Hash, *, timeout_s: float = DEFAULT_TIMEOUT_S) -> Commit:
         """Publish a new revision with the content of an older one, whose root catalog is *root*.
@@ -319,15 +394,32 @@ class Repository:
 
     def resign(self, *, lifetime: timedelta = WHITELIST_LIFETIME) -> datetime:
         """Sign a new whitelist; gives its expiry."""
-        now = datetime.fromtimestamp(self._clock(), UTC)
-        algorithm = read_manifest(self._store).root_catalog.algorithm
-        return self._write_whitelist(now, now + lifetime, algorithm)
+        return self._write_whitelist([self._keys.certificate_pem], self.manifest.root_catalog.algorithm, lifetime)
 
-    def _write_whitelist(self, now: datetime, expires: datetime, algorithm: Algorithm) -> datetime:
-        fingerprint = Hash.of(self._keys.certificate_der, algorithm)
-        whitelist = Whitelist(issued=now, expires=expires, name=self.name, fingerprints=(fingerprint,))
-        self._store.replace_named(WHITELIST, sign_raw(whitelist.encode(), self._keys.master, algorithm))
-        return expires
+    def allow_certificate(self, certificate_pem: bytes) -> None:
+        """Sign a new whitelist with a further certificate, beside that of the newest revision and the present one."""
+        manifest = self.manifest
+        known = [self._keys.certificate_pem, certificate_pem]
+        if manifest.certificate is not None:
+            known.append(published_certificate(self._store, manifest.certificate))
+        self._write_whitelist(known, manifest.root_catalog.algorithm, WHITELIST_LIFETIME)
+
+    def sign_again(self, *, timeout_s: float = DEFAULT_TIMEOUT_S) -> None:
+        """Sign the newest revision with the present key. Raises LockedError."""
+        with self._locked(timeout_s):
+            self._publish(self.manifest, [])
+
+    def expiry_warnings(self) -> list[str]:
+        """What whoever looks after the repository should do soon, one sentence each."""
+        now = datetime.fromtimestamp(self._clock(), UTC)
+        return expiry_warnings(self.whitelist_expires(), self._keys.certificate_expires, now)
+
+    def _write_whitelist(self, certificates: Sequence[bytes], algorithm: Algorithm, lifetime: timedelta) -> datetime:
+        now = datetime.fromtimestamp(self._clock(), UTC)
+        known = dict.fromkeys(fingerprint(certificate, algorithm) for certificate in certificates)
+        whitelist = Whitelist(issued=now, expires=now + lifetime, name=self.name, fingerprints=tuple(known))
+        write_whitelist(self._store, self._keys, whitelist)
+        return whitelist.expires
 
     @contextmanager
     def _locked(self, timeout_s: float) -> Iterator[None]:
@@ -352,7 +444,7 @@ class Repository:
         codec = self._settings.codec
         now = datetime.fromtimestamp(self._clock(), UTC)
         now_s = int(now.timestamp())
-        self._write_whitelist(now, now + WHITELIST_LIFETIME, codec.algorithm)
+        self._write_whitelist([self._keys.certificate_pem], codec.algorithm, WHITELIST_LIFETIME)
         self._store.replace_named(MASTER_REPLICA, b"This file allows others to replicate the repository.\n")
         root = Entry(
             name=b"", mode=_ROOT_MODE, uid=0, gid=0, size=DIRECTORY_SIZE, mtime_ns=now_s * 1_000_000_000, linkcount=2
@@ -395,7 +487,7 @@ class Repository:
             reflog=Hash.of(reflog, algorithm),
             published_unix_s=now_s,
         )
-        envelope = sign_with_digest(published.encode(), self._keys.repository, algorithm)
+        envelope = self._keys.sign_manifest(published.encode(), algorithm)
         self._store.settle()
         if self._lease is not None:
             self._lease.check()
@@ -403,6 +495,7 @@ class Repository:
         # the reflog may name more than is visible, never less; so it goes first
         self._store.swap_named(REFLOG, reflog, expected=old_reflog)
         self._store.swap_named(MANIFEST, envelope, expected=self._base)
+        self._base = envelope
 
     def _store_history(self, manifest: Manifest, tags: Sequence[Tag], removed: str | None) -> Hash:
         if manifest.history is None:
@@ -500,6 +593,13 @@ def read_tags(store: ReadStore, manifest: Manifest) -> list[Tag]:
         return History(connection).tags()
     finally:
         connection.close()
+
+
+def _settle(changed: Mapping[_Request, bool], revision: int, root: Hash, *, is_new: bool) -> None:
+    """Tell everybody which revision has what they wanted."""
+    for request, has_changed in changed.items():
+        is_changed = is_new or has_changed or request.wanted.tag is not None
+        request.succeed(Commit(revision, root, changed=is_changed))
 
 
 def _tag(name: str, root: StoredCatalog, revision: int, now_s: int) -> Tag:

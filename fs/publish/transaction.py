@@ -60,11 +60,12 @@ class Transaction:
         self._empty = empty
         self._root = Draft.of_stored(fetch(base.catalog.hash), ROOT, None)
         self._drafts: dict[bytes, Draft] = {ROOT: self._root}
+        self._forgotten_changes = 0
 
     @property
-    def is_changed(self) -> bool:
-        """True if a new revision is needed."""
-        return any(draft.is_changed for draft in self._drafts.values())
+    def changes(self) -> int:
+        """How much was changed; equal before and after what changed nothing. Not 0: a new revision is needed."""
+        return self._forgotten_changes + sum(draft.changes for draft in self._drafts.values())
 
     def apply(self, operation: Operation) -> None:
         """Apply one operation.
@@ -348,7 +349,9 @@ class Transaction:
         total: Mapping[str, int] = self._open(reference, draft).total_above
         draft.detach(path, total)
         for mountpoint in [known for known in self._drafts if is_below(known, path)]:
-            self._drafts.pop(mountpoint).close()
+            dropped = self._drafts.pop(mountpoint)
+            self._forgotten_changes += dropped.changes
+            dropped.close()
 
     @staticmethod
     def _leave_group(path: bytes, entry: Entry, draft: Draft) -> None:
@@ -363,10 +366,12 @@ class Transaction:
             draft.relink(other, 0 if alone else found.link_group, len(others))
 
 
-def apply_all(transaction: Transaction, operations: Sequence[Operation]) -> None:
-    """Apply *operations* in their order."""
+def apply_all(transaction: Transaction, operations: Sequence[Operation]) -> bool:
+    """Apply *operations* in their order; True if they changed something."""
+    before = transaction.changes
     for operation in operations:
         transaction.apply(operation)
+    return transaction.changes != before
 
 
 def _check_path(path: bytes) -> None:

@@ -73,7 +73,7 @@ def republish(repository: Repository, path: bytes, spoil: Callable[[Draft], None
     transaction = Transaction(base, fetch=repository._cache.fetch, now_ns=1, empty=empty)
     draft = transaction._serving(path)
     spoil(draft)
-    draft.is_changed = True
+    draft.changes += 1
     stored = transaction.seal(
         partial(repository._keep, manifest.root_catalog.algorithm),
         revision=manifest.revision + 1,

@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 from fs.errors import FsError, ManifestError, NotTrustedError
 from fs.format.hashes import Algorithm, Hash
 from fs.format.manifest import Manifest
-from fs.format.signature import SignedText, sign_raw, sign_with_digest
+from fs.format.signature import SignedText, sign_text
 from fs.format.trust import TrustedWhitelist, load_public_keys
 from fs.format.whitelist import Whitelist
+from fs.publish.signers import Digest, KeySigner
 
 NAME = "sw.example.org"
 NOW = datetime(2026, 1, 2, 3, 30, tzinfo=UTC)
@@ -73,23 +74,23 @@ class Signer:
     """A repository's keys, made once for the module."""
 
     def __init__(self) -> None:
-        self.master = rsa.generate_private_key(public_exponent=65537, key_size=2048)
+        self.master = KeySigner(rsa.generate_private_key(public_exponent=65537, key_size=2048))
         self.key = rsa.generate_private_key(public_exponent=65537, key_size=2048)
         subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "test")])
         builder = x509.CertificateBuilder(subject, subject, self.key.public_key(), 1, NOW, NOW + timedelta(days=1))
         self.certificate = builder.sign(self.key, digests.SHA256())
         self.pem = self.certificate.public_bytes(Encoding.PEM)
-        public = self.master.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+        public = self.master.public_key.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
         self.public_keys = load_public_keys(public)
 
     def whitelist(self, *, name: str = NAME, hours: int = 24, listed: bool = True) -> bytes:
         known = Hash.of(self.certificate.public_bytes(Encoding.DER)) if listed else NOBODY
         text = Whitelist(issued=NOW, expires=NOW + timedelta(hours=hours), name=name, fingerprints=(known,)).encode()
-        return sign_raw(text, self.master, Algorithm.SHA1)
+        return sign_text(text, lambda data: self.master.sign(data, Digest.NONE), Algorithm.SHA1)
 
     def manifest(self, *, name: str = NAME) -> bytes:
         text = Manifest(root_catalog=NOBODY, revision=3, name=name, certificate=NOBODY).encode()
-        return sign_with_digest(text, self.key, Algorithm.SHA1)
+        return sign_text(text, lambda data: KeySigner(self.key).sign(data, Digest.SHA1), Algorithm.SHA1)
 
 
 @pytest.fixture(scope="module")

@@ -17,3 +17,5 @@ snapshotter-sequences:
 soak:
 	./run install
 	.venv/bin/python -m benchmarks.soak --pause 0.5 --nice 10 $(SOAK) --json > docs/benchmarks/soak.json
+
+include clients.mk

@@ -10,6 +10,7 @@ from fs.runtime.output import command_errors, print_json, progress, say
 
 _CONTAINERD = Path("/run/containerd/containerd.sock")
 _ROOT = Path("/var/lib/unpackd-snapshotter")
+_CVMFS = Path("/cvmfs")
 _PLUGIN = "cvmfs-snapshotter"  # the name that nerdctl knows
 
 
@@ -18,6 +19,7 @@ def register(app: typer.Typer) -> None:
     app.command("snapshotter")(run_snapshotter)
     app.command()(pull)
     app.command()(doctor)
+    app.command()(csi)
 
 
 def run_snapshotter(
@@ -131,3 +133,35 @@ def doctor(
 
     with command_errors(as_json=as_json):
         anyio.run(look)
+
+
+def csi(
+    endpoint: Annotated[
+        str, typer.Option(help="Socket to listen at: unix:///path, or a path.", envvar="CSI_ENDPOINT")
+    ] = "unix:///csi/csi.sock",
+    node: Annotated[
+        str | None, typer.Option(help="Name of this machine; default: its host name.", envvar="NODE_NAME")
+    ] = None,
+    repositories: Annotated[Path, typer.Option(help="Directory below which repositories are mounted.")] = _CVMFS,
+    driver: Annotated[str, typer.Option(help="Name of the plugin, as in the CSIDriver object.")] = "csi.unpackd.org",
+) -> None:
+    """Serve a CSI node plugin: paths of mounted repositories as read-only volumes of pods.
+
+    Example: unpackd csi --endpoint unix:///csi/csi.sock --node worker-1 --repositories /cvmfs
+    """
+    import platform
+
+    import anyio
+
+    from fs.runtime.logs import configure_logging
+    from snapshotter.csi.server import CsiSettings, parse_endpoint, serve
+
+    with command_errors():
+        configure_logging()
+        settings = CsiSettings(
+            address=parse_endpoint(endpoint),
+            node=node or platform.node(),
+            repositories=repositories.absolute(),
+            driver=driver,
+        )
+        anyio.run(serve, settings)

@@ -1,7 +1,8 @@
 """What is mounted where in this mount namespace.
 
 Source: proc(5), ``/proc/pid/mountinfo``: the fifth field is the mount point, with blanks as octal escapes; optional
-fields follow from the seventh on up to a dash, ``shared:`` among them if mounts below are passed on to others.
+fields follow from the seventh on up to a dash, ``shared:`` among them if mounts below are passed on to others; after
+the dash come the type of the file system and what the mount calls its source.
 """
 
 from collections.abc import Iterator
@@ -17,17 +18,23 @@ class MountPoint:
 
     path: Path
     is_shared: bool
+    kind: str  # type of the file system
+    source: str
 
 
 def parse_mountinfo(text: str) -> Iterator[MountPoint]:
     """The mounts in the order in which they were made."""
     for line in text.splitlines():
         fields = line.split(" ")
-        path = fields[4]
-        for escape, character in _OCTAL_ESCAPES:
-            path = path.replace(escape, character)
-        optional = fields[6 : fields.index("-", 6)]
-        yield MountPoint(Path(path), any(field.startswith("shared:") for field in optional))
+        end = fields.index("-", 6)
+        is_shared = any(field.startswith("shared:") for field in fields[6:end])
+        yield MountPoint(Path(_plain(fields[4])), is_shared, kind=fields[end + 1], source=_plain(fields[end + 2]))
+
+
+def _plain(field: str) -> str:
+    for escape, character in _OCTAL_ESCAPES:
+        field = field.replace(escape, character)
+    return field
 
 
 def mount_points() -> tuple[MountPoint, ...]:

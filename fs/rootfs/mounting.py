@@ -23,6 +23,9 @@ _T = TypeVar("_T")
 _libc = ctypes.CDLL(None, use_errno=True)
 _CLONE_NEWNS = 0x00020000
 _MS_RDONLY = 1
+_MS_NOSUID = 2
+_MS_NODEV = 4
+_MS_REMOUNT = 0x20
 _MS_BIND = 0x1000
 _MS_REC = 0x4000
 _MS_SLAVE = 1 << 19
@@ -53,6 +56,20 @@ def mount(kind: str, source: str, point: Path, flags: int, options: str) -> None
 def bind(source: Path, point: Path) -> None:
     """Show what is at *source* at *point*, too. Raises OSError."""
     mount("none", str(source), point, _MS_BIND, "")
+
+
+def bind_read_only(source: Path, point: Path) -> None:
+    """Show what is at *source* at *point*, too: read-only, no set-user-ID, no devices. Raises OSError.
+
+    Nobody sees it with other options: they are set before it is at *point*.
+    """
+    with tempfile.TemporaryDirectory(prefix=".bind-") as name:
+        bind(source, Path(name))
+        try:
+            mount("none", "none", Path(name), _MS_REMOUNT | _MS_BIND | _MS_RDONLY | _MS_NOSUID | _MS_NODEV, "")
+            bind(Path(name), point)
+        finally:
+            unmount(Path(name))
 
 
 def mount_image(image: Path, point: Path) -> Backing:

@@ -36,6 +36,7 @@ from fs.format.symlinks import encode_literal
 from fs.format.tree import Content, Node
 from fs.format.xattrs import encode_xattrs
 from fs.publish.ingest import store_empty
+from fs.publish.link_groups import CLOSED
 from fs.store.base import ObjectWriter
 
 MARKER = b".cvmfscatalog"
@@ -307,6 +308,8 @@ class _Builder:
         write_counters(connection, rows.counters, subtree)
         modified = self._options.last_modified_unix_s
         write_properties(connection, revision=1, last_modified_unix_s=modified, previous=None)
+        if catalog is self._survey.catalogs[0]:
+            connection.execute("INSERT INTO properties VALUES (?, '1')", (CLOSED,))
         connection.execute("COMMIT")
         catalog.total = {name: rows.counters[name] + subtree[name] for name in COUNTER_NAMES}
         database = connection.serialize()

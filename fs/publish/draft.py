@@ -21,6 +21,7 @@ from fs.format.hashes import Hash
 from fs.format.paths import ROOT, path_key
 from fs.format.tree import Content
 from fs.publish.catalogs import INSERT_NESTED, StoredCatalog, marker_row, new_catalog, write_counters, write_properties
+from fs.publish.link_groups import CLOSED, Departed, names_in, restate
 
 _UPDATE = (
     "UPDATE catalog SET hardlinks=?, hash=?, size=?, mode=?, mtime=?, mtimens=?, flags=?, symlink=CAST(? AS TEXT),"
@@ -102,13 +103,13 @@ class Draft:
         self.changes += 1
 
     def delete(self, path: bytes, entry: Entry) -> None:
-        """Remove the row of *path*, its chunks and its part in hard links."""
+        """Remove the row of *path*, its chunks and its name of a hard link; the link's other names do not know yet."""
         key = path_key(path)
         chunks = self._db.execute(f"DELETE FROM chunks {_BY_KEY}", key).rowcount  # noqa: S608
         self._db.execute(f"DELETE FROM catalog {_BY_KEY}", key)  # noqa: S608  # constants of ours, as above
         count_entry(self.own, entry, chunks=chunks, sign=-1)
         if entry.link_group < 0:
-            self._leave_links(key, -entry.link_group)
+            self._db.execute(f"DELETE FROM unpackd_links {_BY_KEY}", key)  # noqa: S608
         self.changes += 1
 
     def relink(self, path: bytes, group: int, linkcount: int) -> None:
@@ -120,9 +121,22 @@ class Draft:
         """Forget the changes."""
         self._db.close()
 
-    def _leave_links(self, key: tuple[int, int], group: int) -> None:
-        self._db.execute(f"DELETE FROM unpackd_links {_BY_KEY}", key)  # noqa: S608
-        self._db.execute("UPDATE unpackd_links SET linkcount = linkcount - 1 WHERE link_group = ?", (group,))
+    def add_departed(self, departed: Departed) -> None:
+        """Count the names of all links over several directories in this catalog among those that went."""
+        departed.add_catalog(self._db)
+
+    def restate_links(self, left: Mapping[int, int]) -> int:
+        """Let the names of those groups say that they are as many as *left* says; gives how many names are here."""
+        here = names_in(self._db, left)
+        if here:
+            restate(self._db, {group: left[group] for group in here})
+            self.changes += 1
+        return sum(here.values())
+
+    @property
+    def ends_links(self) -> bool:
+        """True if no link with a name at or below the root of this catalog has names elsewhere."""
+        return self.mountpoint == ROOT or CLOSED in self.catalog.properties
 
     def attach(self, reference: NestedReference, total: Mapping[str, int]) -> None:
         """Add the row of a nested catalog whose counters are *total*; its mount point is a row of its own."""

@@ -1,7 +1,7 @@
 """Operations applied to the newest revision: only the small catalogs on the way are opened and rewritten."""
 
 import stat
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import assert_never
 
@@ -13,6 +13,7 @@ from fs.format.symlinks import encode_literal
 from fs.format.tree import Content
 from fs.publish.catalogs import MARKER, StoredCatalog
 from fs.publish.draft import Draft
+from fs.publish.link_groups import Departed
 from fs.publish.operations import (
     Graft,
     MakeDirectory,
@@ -327,31 +328,74 @@ class Transaction:
         if entry is None:
             return
         draft = self._serving(parent_path(path))
+        departed = Departed()
         pending = [(path, entry)]
         while pending:
             here, found = pending.pop()
             if found.flags & Flag.NESTED_MOUNTPOINT:
-                self._forget(here, draft)
+                self._forget(here, draft, departed)
             elif found.flags & Flag.BIND_MOUNTPOINT:
                 raise RefusedError(f"{here!r} shows an older revision; removing it is not supported")
             elif found.is_directory:
                 pending.extend(draft.children(here))
             elif found.link_group > 0:
                 self._leave_group(here, found, draft)
+            elif found.link_group < 0:
+                departed.add(-found.link_group, found.linkcount)
             draft.delete(here, found)
         self._touch(parent_path(path), -1 if entry.is_directory else 0)
+        self._restate_links(draft, departed)
 
-    def _forget(self, path: bytes, draft: Draft) -> None:
+    def _forget(self, path: bytes, draft: Draft, departed: Departed) -> None:
         """Take the nested catalog at *path*, and all that is open below it, out of the tree."""
         reference = draft.nested_at(path)
         if reference is None:
             return
-        total: Mapping[str, int] = self._open(reference, draft).total_above
+        nested = self._open(reference, draft)
+        total: Mapping[str, int] = nested.total_above
+        if not nested.ends_links:
+            for each in self._with_all_below(nested):
+                each.add_departed(departed)
         draft.detach(path, total)
         for mountpoint in [known for known in self._drafts if is_below(known, path)]:
             dropped = self._drafts.pop(mountpoint)
             self._forgotten_changes += dropped.changes
             dropped.close()
+
+    def _restate_links(self, draft: Draft, departed: Departed) -> None:
+        """Names of links went that were served by *draft* or from below it: the others, wherever they are, say so.
+
+        The nearest catalogs are looked at first, and no more of them than it takes to find all names.
+        """
+        left = departed.left()
+        missing = sum(left.values())
+        searched: Draft | None = None
+        top: Draft | None = draft
+        while missing > 0 and top is not None:
+            for each in self._with_all_below(top, but=searched):
+                missing -= each.restate_links(left)
+                if missing <= 0:
+                    return
+            if top.ends_links:
+                return
+            searched, top = top, top.parent
+
+    def _with_all_below(self, top: Draft, *, but: Draft | None = None) -> Iterator[Draft]:
+        """*top* and every catalog below it, but not *but* and what is below that; untouched ones are closed again."""
+        yield top
+        for reference in list(top.catalog.nested()):
+            if reference.is_bind or (but is not None and reference.path == but.mountpoint):
+                continue
+            is_new = reference.path not in self._drafts
+            nested = self._open(reference, top)
+            if not nested.ends_links:  # a tree that was grafted into this one has links of its own
+                yield from self._with_all_below(nested, but=but)
+            if is_new and not nested.is_changed and not self._has_below(reference.path):
+                nested.close()
+                del self._drafts[reference.path]
+
+    def _has_below(self, mountpoint: bytes) -> bool:
+        return any(is_below(known, mountpoint) and known != mountpoint for known in self._drafts)
 
     @staticmethod
     def _leave_group(path: bytes, entry: Entry, draft: Draft) -> None:

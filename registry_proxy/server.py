@@ -1,7 +1,6 @@
 """The proxy as a process: a socket, a server, an end on SIGTERM and SIGINT."""
 
 import signal
-import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -9,11 +8,10 @@ import anyio
 import structlog
 import uvicorn
 
+from fs.runtime.serving import listening_socket
 from registry_proxy.app import open_proxy
 from registry_proxy.config import ProxySettings
-from registry_proxy.errors import ConfigError
 
-_BACKLOG = 2048
 _GRACE_S = 5
 
 _log = structlog.get_logger()
@@ -31,10 +29,10 @@ async def serve(settings: ProxySettings) -> None:
     """Answer requests until a signal comes.
 
     Raises:
-        ConfigError: the address cannot be listened on.
+        UsageError: the address cannot be listened on.
         CacheError: the cache directory cannot be used.
     """
-    listener = _listen(*settings.address)
+    listener = listening_socket(*settings.address)
     async with open_proxy(settings) as app:
         server = _Server(
             uvicorn.Config(
@@ -61,14 +59,3 @@ async def _stop_on_signal(server: uvicorn.Server) -> None:
     with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
         async for _ in signals:
             server.should_exit = True
-
-
-def _listen(host: str, port: int) -> socket.socket:
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    try:
-        listener = socket.create_server((host, port), family=family, backlog=_BACKLOG)
-    except OSError as error:
-        raise ConfigError(f"cannot listen on {host}:{port}: {error.strerror}") from error
-    # asyncio does that itself only for sockets it made; without it each answer on a kept connection takes 40 ms
-    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    return listener

@@ -115,14 +115,17 @@ def test_kill_leaves_nothing_unverified_and_the_download_goes_on(tmp_path: Path)
 def test_kept_connections_are_answered_at_once(tmp_path: Path) -> None:
     with bad_registry() as upstream, command(tmp_path, upstream.url) as proxy:
         connection = http.client.HTTPConnection("127.0.0.1", proxy.port, timeout=10)
-        began_s = time.monotonic()
-        for _ in range(20):
+        took_s: list[float] = []
+        for _ in range(40):
+            began_s = time.monotonic()
             connection.request("GET", "/v2/")
             connection.getresponse().read()
-        took_s = time.monotonic() - began_s
+            took_s.append(time.monotonic() - began_s)
         connection.close()
 
-    assert took_s < 0.5  # 40 ms each if the last packet waits for an acknowledgement
+    # past its first packets, a connection takes 40 ms an answer if the last packet waits for an acknowledgement;
+    # the quickest counts, because a busy machine makes others slow
+    assert min(took_s[20:]) < 0.03
 
 
 def test_secrets_are_not_logged(tmp_path: Path) -> None:

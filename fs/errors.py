@@ -47,6 +47,10 @@ class NotTrustedError(FsError):
     exit = Exit.CORRUPT
 
 
+class BlacklistedError(NotTrustedError):
+    """A certificate that was revoked, or a revision that must not be shown any more."""
+
+
 class RollbackError(NotTrustedError):
     """A revision older than one that was seen before."""
 

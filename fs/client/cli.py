@@ -60,7 +60,18 @@ def mount(
     name: Annotated[str, typer.Argument(help="Name of the repository, as its manifest says it.")],
     mountpoint: MountPoint,
     url: Annotated[list[str], typer.Option("--url", help="Where the repository is; several with commas or repeated.")],
-    pubkey: Annotated[list[Path], typer.Option("--pubkey", help="Public key of the repository (PEM); repeatable.")],
+    pubkey: Annotated[
+        list[Path] | None,
+        typer.Option("--pubkey", help="Public key of the repository (PEM), or a directory of *.pub; repeatable."),
+    ] = None,
+    ca_dir: Annotated[
+        list[Path] | None,
+        typer.Option("--ca-dir", help="Directory of certificate authorities, for whitelists that ask for them."),
+    ] = None,
+    blacklist: Annotated[
+        list[Path] | None,
+        typer.Option("--blacklist", help="File of revoked certificates and forbidden revisions; repeatable."),
+    ] = None,
     cache: Annotated[
         Path | None, typer.Option("--cache", help="Directory for cached objects; one below it a repository.")
     ] = None,
@@ -128,7 +139,7 @@ def mount(
             check_mountpoint(where)
         directory = _cache_directory(cache, name, selection)
         quota_bytes = parse_size(quota)
-        public_keys = _read_keys(pubkey)
+        public_keys = _read_keys(pubkey or [], ca_dir or [])
         proxies = _proxies(proxy, is_sharded=proxy_shard)
         reads = _profile(profile)
         metrics_address = _address(metrics)
@@ -152,6 +163,8 @@ def mount(
                 mountpoint=where,
                 urls=_split(url),
                 public_keys_pem=public_keys,
+                ca_directories=tuple(folder.absolute() for folder in ca_dir or ()),
+                blacklists=tuple(file.absolute() for file in blacklist or ()),
                 cache=directory,
                 quota_bytes=quota_bytes,
                 external_urls=_split(external_url or []),
@@ -252,16 +265,12 @@ def _address(text: str | None) -> tuple[str, int] | None:
     return host.strip("[]") or "127.0.0.1", int(port)
 
 
-def _read_keys(paths: list[Path]) -> bytes:
-    from fs.errors import AbsentError
-    from fs.format.trust import load_public_keys
+def _read_keys(paths: list[Path], authorities: list[Path]) -> bytes:
+    from fs.client.chain import read_public_keys
 
-    try:
-        pem = b"".join(path.read_bytes() for path in paths)
-    except OSError as error:
-        raise AbsentError(f"the public key {error.filename} cannot be read: {error.strerror}") from error
-    load_public_keys(pem)
-    return pem
+    if not paths and not authorities:
+        raise UsageError("say with --pubkey or --ca-dir whom to believe")
+    return read_public_keys(paths)
 
 
 def _cache_directory(base: Path | None, name: str, selection: tuple[object, ...]) -> Path:

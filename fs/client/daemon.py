@@ -26,7 +26,7 @@ from fs.client.frontend import Kept, Session
 from fs.client.holder import Inheritance
 from fs.client.magic import MountFacts
 from fs.client.metrics import Labels, Metric, exposition, listen_for_metrics, serve_metrics
-from fs.client.mountpoints import MountError, control_socket, prepare_runtime_directory
+from fs.client.mountpoints import MountError, control_socket, prepare_runtime_directory, tear_down
 from fs.client.objects import Objects
 from fs.client.operations import Operations
 from fs.client.profile import Read, parse_profile, profile_document, read_profile
@@ -56,6 +56,8 @@ class MountSettings:
     mountpoint: Path
     urls: tuple[str, ...]
     public_keys_pem: bytes
+    ca_directories: tuple[Path, ...] = ()
+    blacklists: tuple[Path, ...] = ()
     cache: Path  # of this mount alone
     quota_bytes: int = 4_000_000_000
     external_urls: tuple[str, ...] = ()
@@ -106,7 +108,7 @@ class MountDaemon:
         """
         settings = self._settings
         _allow_open_files()
-        keys = load_public_keys(settings.public_keys_pem)
+        keys = load_public_keys(settings.public_keys_pem) if settings.public_keys_pem else ()
         cache = ObjectCache(settings.cache, settings.quota_bytes)
         lock = -1 if settings.inherited is None else settings.inherited.lock
         await anyio.to_thread.run_sync(partial(cache.start, lock=lock))
@@ -119,7 +121,8 @@ class MountDaemon:
                 if settings.external_urls:
                     self._facts.external = network.mirrors(settings.external_urls)
                 catalogs = Catalogs(Objects(cache, PatientReader(mirrors), self._facts.external))
-                repository = Repository(Anchor(settings.name, keys), mirrors, catalogs, selection=settings.selection)
+                anchor = Anchor(settings.name, keys, settings.ca_directories, settings.blacklists)
+                repository = Repository(anchor, mirrors, catalogs, selection=settings.selection)
                 try:
                     await repository.open()
                     await self._serve(repository, network, ready)
@@ -137,7 +140,7 @@ class MountDaemon:
         operations = Operations(repository, root, variables=settings.variables)
         operations.prefetcher.looks_ahead = settings.reads_ahead
         session = open_session(operations, self._facts, settings)
-        refresher = Refresher(operations, self._facts, session.revoke)
+        refresher = Refresher(operations, self._facts, session.revoke, self._end_for_all)
         socket = control_socket(settings.mountpoint, os.geteuid())
         prepare_runtime_directory(os.geteuid())
         control = Control(operations, refresher, self._facts, settings, self._tail)
@@ -194,6 +197,11 @@ class MountDaemon:
         session.keeps_mount = True
         self._is_to_restart.set()
         return {"pid": os.getpid()}
+
+    def _end_for_all(self) -> None:
+        """What is shown must not be shown any more, not even to those who have files open."""
+        tear_down(self._settings.mountpoint)
+        os.kill(os.getpid(), signal.SIGTERM)
 
     async def _end_for_restart(self, session: Session, scope: trio.CancelScope) -> None:
         await self._is_to_restart.wait()

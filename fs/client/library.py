@@ -32,7 +32,7 @@ from anyio.from_thread import BlockingPortal, start_blocking_portal
 
 from fs.client.cache import ObjectCache
 from fs.client.catalogs import Catalogs, Found
-from fs.client.chain import Anchor
+from fs.client.chain import Anchor, read_public_keys
 from fs.client.contents import read_content
 from fs.client.inodes import directory_key, file_key
 from fs.client.objects import Objects
@@ -329,6 +329,8 @@ class Options:
     """What is rarely needed."""
 
     selection: Selection | None = None  # another revision than the newest
+    ca_directories: tuple[Path, ...] = ()  # of authorities, for whitelists that ask for them
+    blacklists: tuple[Path, ...] = ()
     quota_bytes: int = _QUOTA_BYTES  # of the cache
     external_urls: tuple[str, ...] = ()
     proxies: ProxyGroups | None = None
@@ -350,7 +352,7 @@ def open_repository(
     Args:
         url: where it is; several are mirrors of each other, best first. ``http``, ``https`` and ``file``.
         name: as its manifest says it.
-        pubkey: the public key of the repository, or several: PEM files.
+        pubkey: the public key of the repository, or several: PEM files, or directories of ``*.pub``.
         cache: directory for its objects, used by one process at a time; by default one that is removed at the end.
         options: the rest.
 
@@ -361,7 +363,8 @@ def open_repository(
     """
     chosen = options or Options()
     files = [pubkey] if isinstance(pubkey, str | bytes | os.PathLike) else list(pubkey)
-    keys = load_public_keys(_read_keys(files)) if files else ()
+    pem = read_public_keys(Path(os.fsdecode(file)) for file in files)
+    keys = load_public_keys(pem) if pem else ()
     urls = [url] if isinstance(url, str) else list(url)
     with ExitStack() as stack:
         directory = Path(os.fsdecode(cache or stack.enter_context(tempfile.TemporaryDirectory(prefix="unpackd-"))))
@@ -378,13 +381,7 @@ def open_repository(
         stack.callback(portal.call, objects.settle)
         catalogs = Catalogs(objects)
         stack.callback(portal.call, catalogs.close)
-        repository = Repository(Anchor(name, keys), mirrors, catalogs, selection=chosen.selection)
+        anchor = Anchor(name, keys, chosen.ca_directories, chosen.blacklists)
+        repository = Repository(anchor, mirrors, catalogs, selection=chosen.selection)
         portal.call(repository.open)
         yield OpenRepository(portal, repository, chosen.variables)
-
-
-def _read_keys(files: Sequence[AnyPath]) -> bytes:
-    try:
-        return b"".join(Path(os.fsdecode(file)).read_bytes() for file in files)
-    except OSError as error:
-        raise AbsentError(f"the public key {error.filename} cannot be read: {error.strerror}") from error

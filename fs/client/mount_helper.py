@@ -15,7 +15,8 @@ from fs.runtime.exits import Exit
 from fs.runtime.output import say
 
 _VALUES = frozenset(
-    {"url", "pubkey", "cache", "quota", "external-url", "proxy", "tag", "revision", "root-hash", "frontend"}
+    {"url", "pubkey", "ca-dir", "blacklist", "cache", "quota", "external-url", "proxy"}
+    | {"tag", "revision", "root-hash", "frontend"}
 )
 _SWITCHES = {
     "raw-symlinks": "--raw-symlinks",

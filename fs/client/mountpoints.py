@@ -1,5 +1,6 @@
 """What is mounted where, and where the daemon of a mount can be spoken to."""
 
+import ctypes
 import errno
 import hashlib
 import os
@@ -11,13 +12,20 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+import structlog
+
 from fs.errors import AbsentError, FsError, LockedError, RefusedError
+
+_log = structlog.get_logger()
 
 FILESYSTEM = "unpackd"
 _MOUNTINFO = Path("/proc/self/mountinfo")
 _UNMOUNT_TIMEOUT_S = 60.0
 _END_TIMEOUT_S = 10.0
 _USER_ID = re.compile(r"user_id=(\d+)")
+
+
+_FORCE_AND_DETACH = 1 | 2  # MNT_FORCE: whoever waits for an answer gets an error; MNT_DETACH
 
 
 class MountError(FsError):
@@ -161,3 +169,13 @@ def unmount(mountpoint: Path, *, is_lazy: bool) -> Mount:
     if not is_served(mounted):
         control_socket(mountpoint, mounted.uid).unlink(missing_ok=True)  # a daemon that was killed left it
     return mounted
+
+
+def tear_down(mountpoint: Path) -> None:
+    """End the file system at *mountpoint* for everybody, whatever they have open.
+
+    Only root can; the daemons of others can only end, which has the same effect as long as nobody holds their session.
+    """
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.umount2(os.fsencode(mountpoint), _FORCE_AND_DETACH) != 0:
+        _log.warning("not_torn_down", mountpoint=str(mountpoint), reason=os.strerror(ctypes.get_errno()))

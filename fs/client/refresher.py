@@ -34,15 +34,21 @@ class Refresher:
         operations: of the mount.
         facts: gets the time of the next check.
         revoke: makes the kernel forget.
+        end: called when the revision that is shown must not be shown any more, and there is no other.
     """
 
     def __init__(
-        self, operations: Operations, facts: MountFacts, revoke: Callable[[Invalidations], Awaitable[None]]
+        self,
+        operations: Operations,
+        facts: MountFacts,
+        revoke: Callable[[Invalidations], Awaitable[None]],
+        end: Callable[[], None],
     ) -> None:
         self._operations = operations
         self._repository = operations.repository
         self._facts = facts
         self._revoke = revoke
+        self._end = end
         self._lock = anyio.Lock()
         self._hint = anyio.Event()
 
@@ -50,7 +56,11 @@ class Refresher:
         """Look for a newer revision now; True if one was adopted and the kernel knows. Raises FsError."""
         async with self._lock:
             before = self._repository.revision.number
-            changed = await self._repository.refresh()
+            try:
+                changed = await self._repository.refresh()
+            except FsError:
+                self._end_if_forbidden()
+                raise
             if changed:
                 forgotten = await self._operations.adopt()
                 await self._revoke(forgotten)
@@ -63,6 +73,13 @@ class Refresher:
                 )
         self._schedule(self._repository.revision.ttl_s)
         return changed
+
+    def _end_if_forbidden(self) -> None:
+        if self._repository.is_forbidden():
+            _log.error(
+                "revision_forbidden", repository=self._repository.name, revision=self._repository.revision.number
+            )
+            self._end()
 
     def _schedule(self, delay_s: float) -> None:
         self._facts.next_check_unix_s = time.time() + delay_s

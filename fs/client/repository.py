@@ -5,26 +5,27 @@ proves the newest revision is kept beside the cached objects, so that a mount wi
 before.
 """
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from pathlib import Path
 from urllib.parse import quote_from_bytes
 
 import structlog
 
 from fs.client.catalogs import CatalogRef, Catalogs, Found
-from fs.client.chain import Anchor, Chain, fetch_chain
+from fs.client.chain import Anchor, fetch_chain
+from fs.client.kept import KeptRevision
 from fs.client.receiving import ObjectRef
 from fs.errors import (
     AbsentError,
+    BlacklistedError,
     CatalogError,
     CorruptError,
     FsError,
     MalformedError,
     NotTrustedError,
     RefusedError,
-    RollbackError,
     UnreachableError,
 )
 from fs.format.catalog import Entry, Flag, connect_bytes
@@ -33,7 +34,6 @@ from fs.format.hashes import Hash, Suffix
 from fs.format.history import History, Tag
 from fs.format.manifest import Manifest
 from fs.format.tree import Content
-from fs.runtime.files import write_atomically
 from fs.store.failover import FailoverReader
 from fs.store.reading import Part
 
@@ -41,7 +41,6 @@ _log = structlog.get_logger()
 
 _HISTORY_LIMIT_BYTES = 256 << 20
 _METAINFO_LIMIT_BYTES = 1 << 16
-_STATE_FILES = ("whitelist", "certificate", "manifest")
 
 _UNUSABLE = (
     AbsentError,
@@ -114,16 +113,20 @@ class Repository:
         mirrors: where it is.
         catalogs: over objects of the same mirrors; what is kept between lives lies in their cache's directory.
         selection: which revision.
+        state: where the newest revision is kept from one life to the next; by default beside the objects.
+        preloaded: directories of the same form, which may know a newer one.
         now: the time, in UTC.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  # what may differ from one reader to the next
         self,
         anchor: Anchor,
         mirrors: FailoverReader,
         catalogs: Catalogs,
         *,
         selection: Selection | None = None,
+        state: Path | None = None,
+        preloaded: Sequence[Path] = (),
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
         self.anchor = anchor
@@ -131,7 +134,7 @@ class Repository:
         self.catalogs = catalogs
         self.objects = catalogs.objects
         self.selection = selection or Selection()
-        self._state = self.objects.cache.directory
+        self._kept = KeptRevision(state or self.objects.cache.directory, anchor, preloaded)
         self._now = now
         self._revision: Revision | None = None
         self.is_offline = False  # True while the newest revision is the one of an earlier life
@@ -182,6 +185,16 @@ class Repository:
         self._revision = await self._prove(manifest.root_catalog, manifest)
         return True
 
+    def is_forbidden(self) -> bool:
+        """True if a blacklist says that the revision that is shown must not be shown any more."""
+        try:
+            self.anchor.blacklist().check_revision(self.name, self.revision.number)
+        except BlacklistedError:
+            return True
+        except AbsentError as error:
+            _log.error("blacklist_unreadable", repository=self.name, reason=str(error))
+        return False
+
     async def _prove(self, root: Hash, manifest: Manifest | None, tag: str = "") -> Revision:
         """Open the root catalog: what cannot be opened is not adopted."""
         ref = CatalogRef(root)
@@ -190,13 +203,14 @@ class Repository:
             raise CatalogError(f"the root catalog {root} has no entry for the root directory")
         is_newest = manifest is not None and manifest.root_catalog == root
         number = manifest.revision if manifest is not None and is_newest else catalog.revision
+        self.anchor.blacklist().check_revision(self.name, number)
         return Revision(number, ref, max(1, catalog.ttl_s), manifest, tag)
 
     async def _newest_or_kept(self) -> Manifest:
         try:
             return await self._newest()
         except _UNUSABLE as error:
-            kept = self._kept_manifest()
+            kept = self._kept.manifest(self._now())
             if kept is None:
                 raise
             _log.warning("revision_of_earlier_life", repository=self.name, revision=kept.revision, reason=str(error))
@@ -206,58 +220,20 @@ class Repository:
     async def _newest(self) -> Manifest:
         """The newest manifest that a mirror gives and that may be adopted; it is kept."""
         errors: list[FsError] = []
-        seen, seen_root = self._newest_seen()
+        seen, seen_root = self._kept.newest_seen()
         for mirror in self.mirrors.ordered():
             try:
                 chain = await fetch_chain(mirror, self.objects)
                 manifest = chain.verify(self.anchor, self._now())
-                _refuse_rollback(self.name, manifest, seen, seen_root)
+                self._kept.refuse_rollback(manifest, seen, seen_root)
             except _UNUSABLE as error:
                 errors.append(error)
                 _log.warning("manifest_refused", repository=self.name, url=mirror.url, reason=str(error))
                 continue
-            if manifest.revision > seen or not self._keeps(chain):
-                self._keep(chain, manifest)
+            if manifest.revision > seen or not self._kept.has(chain):
+                self._kept.keep(chain, manifest)
             return manifest
         raise _most_telling(errors)
-
-    def _newest_seen(self) -> tuple[int, Hash | None]:
-        try:
-            kept = json.loads((self._state / "newest.json").read_bytes())
-            return int(kept["revision"]), Hash.parse(kept["root"])
-        except FileNotFoundError:
-            return -1, None
-        except (OSError, ValueError, KeyError, TypeError, FsError) as error:
-            _log.warning("newest_revision_unreadable", repository=self.name, reason=str(error))
-            return -1, None
-
-    def _keeps(self, chain: Chain) -> bool:
-        """True if *chain* is the one that is kept: a whitelist may be renewed without a new revision."""
-        try:
-            return (self._state / _STATE_FILES[0]).read_bytes() == chain.whitelist
-        except OSError:
-            return False
-
-    def _keep(self, chain: Chain, manifest: Manifest) -> None:
-        """Keep the chain first: a crash in between must not leave a revision that nothing proves."""
-        document = {"revision": manifest.revision, "root": str(manifest.root_catalog), "name": manifest.name}
-        try:
-            for file, content in zip(_STATE_FILES, (chain.whitelist, chain.certificate, chain.manifest), strict=True):
-                write_atomically(self._state / file, content, mode=0o600)
-            write_atomically(self._state / "newest.json", json.dumps(document).encode(), mode=0o600)
-        except OSError as error:
-            _log.warning("newest_revision_not_kept", repository=self.name, reason=error.strerror)
-
-    def _kept_manifest(self) -> Manifest | None:
-        """The manifest of an earlier life, proven again; None if there is none or it does not hold any more."""
-        try:
-            chain = Chain(*((self._state / file).read_bytes() for file in _STATE_FILES))
-            return chain.verify(self.anchor, self._now())
-        except OSError:
-            return None
-        except (MalformedError, NotTrustedError) as error:
-            _log.warning("kept_revision_refused", repository=self.name, reason=str(error))
-            return None
 
     async def tags(self) -> list[Tag]:
         """The named tags, newest first."""
@@ -311,13 +287,6 @@ class Repository:
             return Placed(content)
         # below a bind mount point the file lies where it lay in its own revision
         return Placed(content, quote_from_bytes(catalog.inner(path)))
-
-
-def _refuse_rollback(name: str, manifest: Manifest, seen: int, seen_root: Hash | None) -> None:
-    if manifest.revision < seen:
-        raise RollbackError(f"{name} is offered in revision {manifest.revision}, but revision {seen} was seen before")
-    if manifest.revision == seen and seen_root is not None and manifest.root_catalog != seen_root:
-        raise RollbackError(f"{name} is offered with other content under revision {seen}, which was seen before")
 
 
 def _most_telling(errors: Sequence[FsError]) -> FsError:

@@ -16,7 +16,8 @@ from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
 from fs.errors import HashSyntaxError, MalformedError, NotTrustedError
 from fs.format.hashes import Algorithm, Hash
 
-_SEPARATOR = b"\n--\n"
+SEPARATOR = b"\n--\n"
+"""Between the text of an envelope and the rest."""
 
 Sign = Callable[[bytes], bytes]
 """Gives the signature of the bytes."""
@@ -38,7 +39,7 @@ class SignedText:
             MalformedError: there is no separator or no hash line.
             NotTrustedError: the hash line is not the hash of the text.
         """
-        text, separator, rest = envelope.partition(_SEPARATOR)
+        text, separator, rest = envelope.partition(SEPARATOR)
         hash_line, newline, signature = rest.partition(b"\n")
         if not separator or not newline:
             raise MalformedError("a signed file has no separator or no hash line")

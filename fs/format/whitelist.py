@@ -39,7 +39,7 @@ class Whitelist:
             raise WhitelistError("the whitelist is shorter than its header") from error
         if expires_text[:1] != "E" or name_text[:1] != "N":
             raise WhitelistError("the whitelist's expiry or name is missing")
-        found = (_fingerprint(line) for line in lines[3:])
+        found = (parse_fingerprint(line) for line in lines[3:])
         return cls(
             issued=_time(issued_text),
             expires=_time(expires_text[1:]),
@@ -69,7 +69,8 @@ def encode_fingerprint(fingerprint: Hash) -> str:
     return fingerprint.digest.hex(":").upper() + fingerprint.algorithm.value.upper()
 
 
-def _fingerprint(line: str) -> Hash | None:
+def parse_fingerprint(line: str) -> Hash | None:
+    """The fingerprint at the beginning of *line*, or None."""
     text = line.split("#", 1)[0].strip().split(" ", 1)[0].split("\t", 1)[0]
     try:
         return Hash.parse(text.replace(":", "").lower())

@@ -111,9 +111,10 @@ def opened(
     quota_bytes: int = 1 << 30,
     now: datetime | None = None,
     proxies: ProxyGroups | None = None,
+    anchor: Anchor | None = None,
 ) -> Iterator[Library]:
     """Open the repository *name* at *urls* (http or a plain directory) in a loop of its own."""
-    anchor = Anchor(name, load_public_keys(public_key.read_bytes()))
+    trust = anchor or Anchor(name, load_public_keys(public_key.read_bytes()))
     objects_on_disk = ObjectCache(cache, quota_bytes)
     objects_on_disk.start()
     facts = MountFacts()
@@ -130,9 +131,7 @@ def opened(
             mirrors = network.mirrors(places(urls))
             outside = network.mirrors(places([external])) if external is not None else None
             catalogs = Catalogs(Objects(objects_on_disk, mirrors, outside))
-            repository = Repository(
-                anchor, mirrors, catalogs, selection=selection, now=lambda: now or datetime.now(UTC)
-            )
+            repository = Repository(trust, mirrors, catalogs, selection=selection, now=lambda: now or datetime.now(UTC))
             with anyio.fail_after(60):
                 await repository.open()
                 root = await repository.find(b"")

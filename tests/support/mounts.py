@@ -41,12 +41,14 @@ class TestMount:
 
 
 @contextmanager
-def mounted(name: str, urls: Sequence[str], public_key: Path, work: Path, *options: str | Path) -> Iterator[TestMount]:
+def mounted(
+    name: str, urls: Sequence[str], public_key: Path, work: Path, *options: str | Path, key_option: str = "--pubkey"
+) -> Iterator[TestMount]:
     """Mount at ``work/mnt`` with the cache in ``work/cache``."""
     mountpoint = work / "mnt"
     mountpoint.mkdir(parents=True, exist_ok=True)
     done = unpackd(
-        "mount", name, mountpoint, "--url", ",".join(urls), "--pubkey", public_key, "--cache", work / "cache",
+        "mount", name, mountpoint, "--url", ",".join(urls), key_option, public_key, "--cache", work / "cache",
         "--json", *options,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr

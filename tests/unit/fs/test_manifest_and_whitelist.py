@@ -1,3 +1,4 @@
+from base64 import encodebytes
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 
@@ -146,3 +147,14 @@ def test_a_changed_byte_anywhere_is_noticed(signer: Signer) -> None:
         changed[position] ^= 1
         with pytest.raises(FsError):
             certificate.manifest(bytes(changed))
+
+
+def test_a_certificate_that_is_none_is_malformed_whatever_is_wrong_with_it(signer: Signer) -> None:
+    body = bytearray(signer.certificate.public_bytes(Encoding.DER))
+    trusted = verified(signer, signer.whitelist())
+    for position in range(0, len(body), 3):
+        changed = bytearray(body)
+        changed[position] ^= 1
+        pem = b"-----BEGIN CERTIFICATE-----\n" + encodebytes(changed) + b"-----END CERTIFICATE-----\n"
+        with pytest.raises(FsError):
+            trusted.certificate(pem)

@@ -67,7 +67,7 @@ def flat_path(config: str) -> bytes:
 
 
 def apptainer_path(config: str) -> bytes:
-    """The same with what Apptainer needs to act on the config."""
+    """The same with what Apptainer needs to act on the config; where users' names lead."""
     return placed(APPTAINER, config)
 
 
@@ -135,7 +135,7 @@ def relative_target(link: bytes, target: bytes) -> bytes:
 
 def public_target(link: bytes, config: str) -> bytes:
     """What the symlink at *link* says to lead users to an image; the form DUCC writes: up to the root, then down."""
-    return b"../" * (len(components(link)) - 1) + flat_path(config)[1:]
+    return b"../" * (len(components(link)) - 1) + apptainer_path(config)[1:]
 
 
 # --- platforms

@@ -49,10 +49,12 @@ LINKS_SCHEMA = """
 CREATE TABLE unpackd_links (md5path_1 INTEGER, md5path_2 INTEGER, link_group INTEGER, linkcount INTEGER,
   CONSTRAINT pk_unpackd_links PRIMARY KEY (md5path_1, md5path_2));
 """
-"""Hard links whose names lie in several directories, which the reference schema cannot express.
+"""What the reference schema cannot express of link counts. The table exists only in catalogs that need it.
 
-The rows of ``catalog`` say link count 1 for them, so every other reader sees independent files with equal content;
-readers that know this table see one inode. The table exists only in catalogs that need it.
+Hard links whose names lie in several directories: the rows of ``catalog`` say link count 1 for them, so every other
+reader sees independent files with equal content; readers that know this table see one inode. Directories that have
+hidden directories in them: the rows of ``catalog`` count those, as the reference's checker demands; here, with the link
+group 0, stands the link count without them, which is what readers that know this table show.
 """
 
 INSERT_ENTRY = (
@@ -307,14 +309,20 @@ class Catalog:
     Not thread-safe beyond what the connection is. The caller closes it.
     """
 
-    def __init__(self, connection: sqlite3.Connection, mountpoint: bytes = ROOT) -> None:
+    def __init__(self, connection: sqlite3.Connection, mountpoint: bytes = ROOT, *, as_stored: bool = False) -> None:
         """Check that *connection* is a catalog.
+
+        Args:
+            connection: a database.
+            mountpoint: the path at which users see its root.
+            as_stored: directories have the link counts of their rows, not those that readers show.
 
         Raises:
             CatalogError: tables or properties are missing, or the schema is not one this reader knows.
         """
         self._db = connection
         self.mountpoint = mountpoint
+        self._is_as_stored = as_stored
         try:
             self.properties = {
                 bytes(key).decode("utf-8", "replace"): _text(value)
@@ -451,6 +459,13 @@ class Catalog:
         except (TypeError, ValueError, HashSyntaxError) as error:
             raise CatalogError(f"the chunks of {path!r} are malformed") from error
 
+    def shown_linkcounts(self) -> dict[tuple[int, int], int]:
+        """The link counts that directories show instead of those in their rows, by path key."""
+        if not self._has_links:
+            return {}
+        rows = self._all("SELECT md5path_1, md5path_2, linkcount FROM unpackd_links WHERE link_group=0", ())
+        return {(first, second): count for first, second, count in rows}
+
     def link_key(self, path: bytes, entry: Entry) -> tuple[int, int]:
         """The path key that stands for all members of the hard link group of *entry*: the smallest of theirs."""
         if entry.link_group < 0:
@@ -578,11 +593,12 @@ class Catalog:
             )
         except (TypeError, ValueError, HashSyntaxError) as error:
             raise CatalogError(f"entry {name!r} of the catalog of {self.mountpoint!r} is malformed") from error
-        return self._with_links(entry, key) if self._has_links and not entry.is_directory else entry
-
-    def _with_links(self, entry: Entry, key: tuple[int, int]) -> Entry:
-        row = self._one("SELECT link_group, linkcount FROM unpackd_links WHERE md5path_1=? AND md5path_2=?", key)
-        return entry if row is None else replace(entry, link_group=-row[0], linkcount=row[1])
+        if not self._has_links or (entry.is_directory and self._is_as_stored):
+            return entry
+        links = self._one("SELECT link_group, linkcount FROM unpackd_links WHERE md5path_1=? AND md5path_2=?", key)
+        if links is None or entry.is_directory is bool(links[0]):
+            return entry
+        return replace(entry, link_group=-links[0], linkcount=links[1])
 
 
 def is_name(name: bytes) -> bool:

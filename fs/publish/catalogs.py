@@ -81,6 +81,7 @@ class Subtree:
 
     path: bytes
     root: Entry  # without flags; the root's row in the catalog above
+    shown_linkcount: int | None = None  # of the root, if readers show another one than its row has
     catalog: StoredCatalog
     counters: Mapping[str, int]  # of everything in the subtree, its root included
     catalogs: int
@@ -153,6 +154,7 @@ def publish_tree(path: bytes, root: Node, writer: ObjectWriter, options: Catalog
             xattrs=dict(root.xattrs),
             linkcount=directory.linkcount,
         ),
+        shown_linkcount=directory.linkcount - directory.hidden if directory.hidden else None,
         catalog=stored,
         counters=top.total,
         catalogs=len(survey.catalogs),
@@ -167,6 +169,7 @@ class _Directory:
     parent: int  # index in the survey; -1 for the root
     weight: int  # rows that it puts into its catalog, itself included
     subdirectories: list[int] = field(default_factory=list)
+    hidden: int = 0  # of the subdirectories
     is_nested: bool = False
     catalog: int = 0
 
@@ -223,6 +226,7 @@ class _Survey:
                         raise RefusedError(f"directory {path + b'/' + name!r} has a second name")
                     seen.add(id(node))
                     directory.subdirectories.append(len(directories))
+                    directory.hidden += node.is_hidden
                     directories.append(_Directory(path + b"/" + name, node, index, 1))
                     continue
                 directory.weight += 1
@@ -357,6 +361,8 @@ class _Rows:
     def _directory_row(self, directory: _Directory, key: tuple[int, int], parent: tuple[int, int], flag: Flag) -> Row:
         node = directory.node
         self.counters["dir"] += 1
+        if directory.hidden:
+            self.links.append((*key, 0, directory.linkcount - directory.hidden))
         return (
             *key,
             *parent,

@@ -259,6 +259,10 @@ class _Check:
             above = report.mountpoints.get(nested.path)
             if above is not None and child.root is not None:
                 self.verdict.findings += check_transition(above, child.root, nested.path)
+            counts = {one.shown_linkcounts.get(nested.path) for one in (report, child)}
+            if len(counts) > 1:
+                text = "the mount point and the root of its catalog show different link counts"
+                self._find("transition", shown(nested.path), text)
         self.verdict.findings += check_counters(report, catalog)
 
     def _check_head(self, manifest: Manifest, catalog: Catalog) -> None:

@@ -52,6 +52,7 @@ class CatalogReport:
     mountpoints: dict[bytes, Entry] = field(default_factory=dict)
     nested: list[NestedReference] = field(default_factory=list)
     uses: list[ObjectUse] = field(default_factory=list)
+    shown_linkcounts: dict[bytes, int] = field(default_factory=dict)  # of mount points and root, if not as stored
     links: list[tuple[int, int]] = field(default_factory=list)  # group over several directories, its stated count
     findings: list[Finding] = field(default_factory=list)
 
@@ -74,7 +75,7 @@ def check_catalog(connection: sqlite3.Connection, reference: NestedReference) ->
     Raises:
         CatalogError: it is not a catalog at all.
     """
-    catalog = Catalog(connection, reference.path)
+    catalog = Catalog(connection, reference.path, as_stored=True)
     check = _Check(connection, catalog, reference.path)
     check.run()
     return catalog, check.report
@@ -114,6 +115,7 @@ class _Check:
         self._catalog = catalog
         self._mountpoint = mountpoint
         self._has_marker = False
+        self._shown = catalog.shown_linkcounts()
         self.report = CatalogReport()
 
     def run(self) -> None:
@@ -129,10 +131,15 @@ class _Check:
         if self._mountpoint == ROOT and root.flags & _TRANSITION:
             self._find("entry", ROOT, "the root of the repository is marked as a nested catalog")
         self._count(root)
+        self._note_shown(self._mountpoint)
         pending = [(self._mountpoint, root)]
         while pending:
             pending.extend(self._directory(*pending.pop()))
         self._check_whole()
+
+    def _note_shown(self, path: bytes) -> None:
+        if (key := path_key(path)) in self._shown:
+            self.report.shown_linkcounts[path] = self._shown[key]
 
     def _check_database(self) -> None:
         verdict = bytes(self._db.execute("PRAGMA integrity_check(1)").fetchone()[0])
@@ -168,7 +175,7 @@ class _Check:
         """Check what one directory holds; gives the directories in it that are in the same catalog."""
         below: list[tuple[bytes, Entry]] = []
         groups: dict[int, list[Entry]] = {}
-        subdirectories = 0
+        subdirectories = hidden = 0
         for key, entry in self._catalog.rows_in(path):
             here = path + b"/" + entry.name
             if not self._has_true_name(here, entry, key):
@@ -176,20 +183,29 @@ class _Check:
             self._entry(here, entry)
             if entry.is_directory:
                 subdirectories += 1
+                hidden += bool(entry.flags & Flag.HIDDEN)
                 if entry.flags & Flag.NESTED_MOUNTPOINT:
                     self.report.mountpoints[here] = entry
+                    self._note_shown(here)
                 elif not entry.flags & Flag.BIND_MOUNTPOINT:
                     below.append((here, entry))
             elif entry.link_group > 0:
                 groups.setdefault(entry.link_group, []).append(entry)
             elif entry.link_group < 0:
                 self.report.links.append((entry.link_group, entry.linkcount))
-        if directory.linkcount != subdirectories + 2:
-            text = f"its link count is {directory.linkcount} with {subdirectories} subdirectories"
-            self._find("link", path, text)
+        self._linkcounts(path, directory, subdirectories, hidden)
         for members in groups.values():
             self._group(path, members)
         return below
+
+    def _linkcounts(self, path: bytes, directory: Entry, subdirectories: int, hidden: int) -> None:
+        if directory.linkcount != subdirectories + 2:
+            text = f"its link count is {directory.linkcount} with {subdirectories} subdirectories"
+            self._find("link", path, text)
+        shown = self._shown.get(path_key(path))
+        if shown not in (None, subdirectories - hidden + 2):
+            text = f"it shows the link count {shown} with {subdirectories - hidden} subdirectories that are not hidden"
+            self._find("link", path, text)
 
     def _has_true_name(self, path: bytes, entry: Entry, key: tuple[int, int]) -> bool:
         """False if the entry cannot be found by its name."""

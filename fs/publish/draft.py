@@ -20,7 +20,15 @@ from fs.format.catalog import (
 from fs.format.hashes import Hash
 from fs.format.paths import ROOT, path_key
 from fs.format.tree import Content
-from fs.publish.catalogs import INSERT_NESTED, StoredCatalog, marker_row, new_catalog, write_counters, write_properties
+from fs.publish.catalogs import (
+    INSERT_LINK,
+    INSERT_NESTED,
+    StoredCatalog,
+    marker_row,
+    new_catalog,
+    write_counters,
+    write_properties,
+)
 from fs.publish.link_groups import CLOSED, Departed, names_in, restate
 
 _UPDATE = (
@@ -38,7 +46,7 @@ class Draft:
 
     def __init__(self, connection: sqlite3.Connection, mountpoint: bytes, parent: "Draft | None") -> None:
         self._db = connection
-        self.catalog = Catalog(connection, mountpoint)
+        self.catalog = Catalog(connection, mountpoint, as_stored=True)
         self.mountpoint = mountpoint
         self.parent = parent
         counters = self.catalog.counters()
@@ -85,13 +93,19 @@ class Draft:
         """What the directory at *path* holds, as far as it is in this catalog, with full paths."""
         return [(path + b"/" + entry.name, entry) for entry in self.catalog.listing(path)]
 
-    def insert(self, path: bytes, entry: Entry, content: Content | None = None) -> None:
-        """Add a row that is not there yet."""
+    def insert(
+        self, path: bytes, entry: Entry, content: Content | None = None, *, shown_linkcount: int | None = None
+    ) -> None:
+        """Add a row that is not there yet; a directory may show another link count than its row has."""
         chunks = content.chunks if content is not None else ()
         self._db.execute(INSERT_ENTRY, entry_row(path, entry))
         key = path_key(path)
         self._db.executemany(INSERT_CHUNK, [(*key, part.offset, part.size, part.hash.digest) for part in chunks])
         count_entry(self.own, entry, chunks=len(chunks))
+        if shown_linkcount not in (None, entry.linkcount):
+            if not self._has_links():
+                self._db.execute(LINKS_SCHEMA)
+            self._db.execute(INSERT_LINK, (*key, 0, shown_linkcount))
         self.changes += 1
 
     def update(self, path: bytes, before: Entry, after: Entry) -> None:
@@ -100,6 +114,9 @@ class Draft:
         count_entry(self.own, after)
         row = entry_row(path, after)
         self._db.execute(_UPDATE, (*row[4:11], row[12], *row[13:], *row[:2]))
+        more = after.linkcount - before.linkcount
+        if more and after.is_directory and self._has_links():
+            self._db.execute(f"UPDATE unpackd_links SET linkcount = linkcount + ? {_BY_KEY}", (more, *row[:2]))  # noqa: S608
         self.changes += 1
 
     def delete(self, path: bytes, entry: Entry) -> None:
@@ -108,7 +125,7 @@ class Draft:
         chunks = self._db.execute(f"DELETE FROM chunks {_BY_KEY}", key).rowcount  # noqa: S608
         self._db.execute(f"DELETE FROM catalog {_BY_KEY}", key)  # noqa: S608  # constants of ours, as above
         count_entry(self.own, entry, chunks=chunks, sign=-1)
-        if entry.link_group < 0:
+        if entry.link_group < 0 or (entry.is_directory and self._has_links()):
             self._db.execute(f"DELETE FROM unpackd_links {_BY_KEY}", key)  # noqa: S608
         self.changes += 1
 

@@ -188,10 +188,12 @@ class Transaction:
             linkcount=2,
         )
 
-    def _insert(self, path: bytes, entry: Entry, content: Content | None = None) -> None:
+    def _insert(
+        self, path: bytes, entry: Entry, content: Content | None = None, *, shown_linkcount: int | None = None
+    ) -> None:
         """Add an entry to a directory that is there."""
         parent = parent_path(path)
-        self._serving(parent).insert(path, entry, content)
+        self._serving(parent).insert(path, entry, content, shown_linkcount=shown_linkcount)
         self._touch(parent, 1 if entry.is_directory else 0)
 
     def _touch(self, path: bytes, subdirectories: int) -> None:
@@ -218,7 +220,8 @@ class Transaction:
         if known is not None and known.hash == subtree.catalog.hash and (opened is None or not opened.is_changed):
             return
         self._remove(path)
-        self._insert(path, replace(subtree.root, flags=Flag.NESTED_MOUNTPOINT))
+        root = replace(subtree.root, flags=Flag.NESTED_MOUNTPOINT)
+        self._insert(path, root, shown_linkcount=subtree.shown_linkcount)
         draft.attach(NestedReference(path, subtree.catalog.hash, subtree.catalog.size), subtree.counters)
 
     def _put_file(self, operation: PutFile) -> None:

@@ -1,5 +1,6 @@
-"""Apptainer acts on its tree of an image in a mount as the config says; so does an image without any of its files."""
+"""Apptainer acts on a public name in a mount as the image's config says; so does an image without any of its files."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -12,7 +13,6 @@ from pathlib import Path
 import anyio
 import pytest
 
-from converter import placement
 from converter.pipeline import ConversionRequest, convert_image
 from converter.sources import parse_source
 from fs.publish.repository import Repository
@@ -36,13 +36,16 @@ class Runner:
     program: Path
     image: Path
 
-    def run(self, *arguments: str, options: tuple[str, ...] = ("--no-privs",), uid: int = 0) -> str:
+    def run(
+        self, *arguments: str, options: tuple[str, ...] = ("--no-privs",), uid: int = 0, typed: str | None = None
+    ) -> str:
         action, *rest = arguments
-        command = [str(self.program), action, *options, str(self.image), *rest]
+        command = [str(self.program), action, *options, *(rest if action == "inspect" else ()), str(self.image)]
+        command += rest if action != "inspect" else ()
         environment = {"PATH": os.environ["PATH"], "HOME": "/tmp"}
         done = subprocess.run(
             command, capture_output=True, text=True, timeout=60, env=environment, check=False, user=uid, group=uid,
-            extra_groups=[], cwd="/",
+            extra_groups=[], cwd="/", input=typed,
         )  # fmt: skip
         assert done.returncode == 0, done.stderr
         return done.stdout
@@ -66,6 +69,7 @@ def runner(work: Path) -> Iterator[Runner]:
             "Env": ["PATH=/opt:/bin", f"GREETING={GREETING}", "LEVEL=image"],
             "Entrypoint": ["/opt/hello"],
             "Cmd": ["default argument"],
+            "Labels": {"org.example.kind": "test", "version": "1.0"},
         },
     )
     keys = work / "keys"
@@ -73,13 +77,13 @@ def runner(work: Path) -> Iterator[Runner]:
 
     async def convert() -> str:
         request = ConversionRequest(source=parse_source(layout.source), name="r.test/app:1")
-        return placement.apptainer_path((await convert_image(request, repository)).config_digest).decode()
+        return (await convert_image(request, repository)).public_path
 
-    path = anyio.run(convert)
+    public = anyio.run(convert)
     with ExitStack() as stack:
         origin = stack.enter_context(flaky_origin(work / "storage"))
         mount = stack.enter_context(mounted(NAME, [origin.url], keys / f"{NAME}.pub", work, "--allow-other"))
-        yield Runner(program, mount.path / path.lstrip("/"))
+        yield Runner(program, mount.path / public.lstrip("/"))
 
 
 def shell() -> list[Member]:
@@ -115,5 +119,21 @@ def test_user_namespaces(runner: Runner, options: tuple[str, ...], uid: int) -> 
     assert runner.run("run", options=options, uid=uid) == f"entry point 1 default argument {GREETING}\n"
 
 
+def test_shell_has_the_variables_and_the_path_of_the_image(runner: Runner) -> None:
+    found = runner.run("shell", typed="hello $LEVEL\n")
+
+    assert f"entry point 1 image {GREETING}\n" in found
+
+
+def test_inspect_tells_the_labels_and_the_entry_point(runner: Runner) -> None:
+    told = json.loads(runner.run("inspect", "--json", "--labels", "--runscript", options=()))["data"]["attributes"]
+
+    assert told["labels"] == {"org.example.kind": "test", "version": "1.0"}
+    assert "/opt/hello" in told["runscript"]
+
+
 def test_nothing_shows_in_the_tree(runner: Runner) -> None:
-    assert {entry.name for entry in runner.image.iterdir()} <= {"bin", "opt", "tmp", "etc", "lib", "lib64", "usr"}
+    names = {entry.name for entry in runner.image.iterdir()}
+
+    assert names <= {"bin", "opt", "tmp", "etc", "lib", "lib64", "usr"}
+    assert runner.image.stat().st_nlink == 2 + len(names)

@@ -303,6 +303,5 @@ def test_verify_through_a_server_and_a_mount(house: House, layout: Layout, tmp_p
 
         verdict = json.loads(ended.stdout)
         assert (verdict["good"], verdict["compared"]) == (True, "image and mount"), verdict
-        tree = mount.path / placement.apptainer_path(result.config_digest).decode().lstrip("/")
-        assert (tree / ".singularity.d/runscript").is_file()
+        assert (mount.path / "r.test/app:1/.singularity.d/runscript").is_file()
         assert ".singularity.d" not in {one.name for one in (mount.path / "r.test/app:1").iterdir()}

@@ -51,7 +51,7 @@ def test_relative_targets(link: bytes, target: bytes, text: bytes) -> None:
 
 
 def test_public_symlink_is_as_ducc_writes_it() -> None:
-    tree = b".flat/c0/" + b"c0" * 32
+    tree = b".unpackd/apptainer/c0/" + b"c0" * 32
     assert placement.public_target(b"/registry.example/lib/x:1", CONFIG) == b"../../" + tree
     assert placement.public_target(b"/registry.example/x:1", CONFIG) == b"../" + tree
 
@@ -144,7 +144,7 @@ def naming(**fields: object) -> Naming:
 def test_public_symlink_comes_last() -> None:
     made = placement.naming_operations(naming())
 
-    assert made[-1] == PutSymlink(b"/r.example/x:1", b"../.flat/c0/" + b"c0" * 32)
+    assert made[-1] == PutSymlink(b"/r.example/x:1", b"../.unpackd/apptainer/c0/" + b"c0" * 32)
     assert PutFile(b"/.metadata/r.example/x:1/source.json", SOME) in made
 
 
@@ -156,8 +156,8 @@ def test_several_platforms_have_links_of_their_own_and_the_name_varies() -> None
     )
 
     links = {operation.path: operation.target for operation in made if isinstance(operation, PutSymlink)}
-    assert links[b"/.multiarch/amd64/r.example/x:1"] == b"../../../.flat/c0/" + b"c0" * 32
-    assert links[b"/.multiarch/arm64:v8/r.example/x:1"] == b"../../../.flat/3a/" + b"3a" * 32
+    assert links[b"/.multiarch/amd64/r.example/x:1"] == b"../../../.unpackd/apptainer/c0/" + b"c0" * 32
+    assert links[b"/.multiarch/arm64:v8/r.example/x:1"] == b"../../../.unpackd/apptainer/3a/" + b"3a" * 32
     assert (links[b"/.multiarch/aarch64"], links[b"/.multiarch/x86_64"]) == (b"arm64:v8", b"amd64")
     target = b"../.multiarch/$(CVMFS_ARCH:-amd64)/r.example/x:1"
     assert made[-1] == PutSymlink(b"/r.example/x:1", target, expands=True)

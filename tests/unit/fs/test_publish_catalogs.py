@@ -13,11 +13,11 @@ from fs.format.chunking import ChunkSizes
 from fs.format.hashes import Algorithm
 from fs.format.paths import ROOT
 from fs.format.tree import Node, walk
-from fs.publish.catalogs import CatalogOptions, StoredCatalog, Subtree, publish_tree, store_catalog
+from fs.publish.catalogs import MARKER, CatalogOptions, StoredCatalog, Subtree, publish_tree, store_catalog
 from fs.publish.check import CheckOptions, check_tree
 from fs.publish.draft import Draft
 from fs.publish.ingest import Codec, DedupIndex, Ingester, store_empty
-from fs.publish.operations import Graft
+from fs.publish.operations import Graft, MakeDirectory, Remove
 from fs.publish.transaction import Base, Transaction
 from fs.publish.view import CatalogCache, View
 from fs.store.memory import MemoryStore
@@ -91,6 +91,39 @@ def assert_reads_back(bench: Bench, view: View, tree: Node) -> None:
         else:
             assert entry.rdev == node.rdev
     assert len(set(groups.values())) == len(groups)
+
+
+def test_what_is_hidden_is_found_but_neither_listed_nor_counted() -> None:
+    bench = Bench()
+    shown, hidden, nested = directory(), directory(inside=directory()), directory(one=directory(), two=directory())
+    hidden.is_hidden = nested.children[b"two"].is_hidden = True
+    nested.children[MARKER] = bench.file(b"")
+
+    _, view = bench.publish(directory(shown=shown, hidden=hidden, nested=nested))
+
+    assert [entry.name for entry in view.list(PATH)] == [b"nested", b"shown"]
+    assert view.lookup(PATH + b"/hidden/inside") is not None
+    counts = {path: entry.linkcount for path in (b"", b"/hidden", b"/nested") if (entry := view.lookup(PATH + path))}
+    assert counts == {b"": 4, b"/hidden": 3, b"/nested": 3}
+
+
+def test_counts_that_are_shown_follow_what_comes_and_goes() -> None:
+    bench = Bench()
+    hidden = directory()
+    hidden.is_hidden = True
+    subtree = publish_tree(PATH, directory(shown=directory(), hidden=hidden), bench.store)
+    cache = CatalogCache(bench.store)
+    transaction = Transaction(bench.base, fetch=cache.fetch, now_ns=NOW_NS, empty=bench.empty)
+    for operation in (Graft(PATH, subtree), MakeDirectory(PATH + b"/more"), Remove(PATH + b"/shown")):
+        transaction.apply(operation)
+    transaction.apply(MakeDirectory(PATH + b"/most"))
+    root = transaction.seal(bench.keep, revision=2, last_modified_unix_s=2, ttl_s=240)
+
+    verdict = check_tree(bench.store, NestedReference(ROOT, root.hash, root.size), CheckOptions(now=datetime.now(UTC)))
+    assert verdict.findings == []
+    entry = View(bench.store, root.hash, revision=2, cache=cache).lookup(PATH)
+    assert entry is not None
+    assert entry.linkcount == 4
 
 
 BENCH = Bench()

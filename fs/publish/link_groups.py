@@ -12,7 +12,9 @@ from dataclasses import dataclass, field
 CLOSED = "unpackd_links_end_here"
 """Property of a catalog: groups with a name at or below its root have all their names there."""
 
-_GROUPS = "SELECT link_group, linkcount, count(*) FROM unpackd_links WHERE link_group <> 0 GROUP BY link_group, linkcount"
+_GROUPS = (  # 0 is none, see ``LINKS_SCHEMA``
+    "SELECT link_group, linkcount, count(*) FROM unpackd_links WHERE link_group <> 0 GROUP BY link_group, linkcount"
+)
 
 
 @dataclass(slots=True)

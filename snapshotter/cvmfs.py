@@ -66,7 +66,8 @@ class CvmfsLayers:
         """See LayerFilesystem.root_image."""
         if source.kind is not SourceKind.CHAIN_FLAT:
             return None
-        return RootImage(file=self._chain(source.hex) / "rootfs.erofs", data=self._mountpoint)
+        view = self._mountpoint / ".unpackd" / "content"
+        return RootImage(file=self._chain(source.hex) / "rootfs.erofs", data=self._mountpoint, shared_data=view)
 
     def _chain(self, digits: str) -> Path:
         return self._chains() / digits[:_PREFIX_LENGTH] / digits

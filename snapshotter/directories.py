@@ -6,7 +6,7 @@
 ``l/<number>``          symlink to the content of a committed snapshot, here or in the repository
 ``e/<number>``          local copy of the metadata image of a whole root file system
 ``m/<number>``          where that image is mounted
-``d``                   symlink to the data that metadata images name
+``d<digits>``           symlink to the data that metadata images name
 ``rootfs.json``         how root file systems are given to containers, for ``unpackd doctor``
 ``t/``                  what is being made, and what is to be deleted
 ``lock``                held while a snapshotter uses the directory
@@ -21,6 +21,7 @@ garbage in ``t/``.
 
 import errno
 import fcntl
+import hashlib
 import os
 import re
 import secrets
@@ -41,7 +42,7 @@ from snapshotter.mountinfo import mount_points
 from snapshotter.snapshots import Usage
 
 _log = structlog.get_logger()
-_OWN = re.compile(r"[slemtd]|lock|metadata\.db.*|\.?rootfs\.json.*")
+_OWN = re.compile(r"[slemt]|d[0-9a-f]*|lock|metadata\.db.*|\.?rootfs\.json.*")
 _BLOCK_BYTES = 512  # unit of st_blocks
 _UNUSABLE = frozenset(":,\\\n ")  # would end or split an overlay option
 
@@ -109,7 +110,8 @@ class Directories:
 
     def data(self, place: Path) -> Path:
         """The short name of the data at *place*."""
-        return _linked(self._root / "d", str(place))
+        digits = hashlib.blake2b(os.fsencode(place), digest_size=4).hexdigest()
+        return _linked(self._root / f"d{digits}", str(place))
 
     def lock(self) -> IO[str]:
         """Take the directory for this process until the given file is closed. Raises StateLockedError."""

@@ -26,6 +26,8 @@ class RootImage:
 
     file: Path
     data: Path
+    shared_data: Path
+    """The same data with one inode for files that have the same bytes; not there with every client."""
 
 
 class LayerFilesystem(Protocol):

@@ -174,7 +174,8 @@ class RootImages:
     def _bring(self, number: int, image: RootImage) -> Path:
         """Copy, mount and try what is not yet; hangs for as long as the repository does."""
         status = image.file.lstat()
-        identity = (status.st_size, status.st_mtime_ns, image.data.stat().st_dev)
+        data = image.shared_data if image.shared_data.is_dir() else image.data
+        identity = (status.st_size, status.st_mtime_ns, data.stat().st_dev)
         point = self._directories.image_mount(number)
         copy = self._directories.image(number)
         is_copied = _identity_of_copy(copy) == identity[:2]
@@ -187,7 +188,7 @@ class RootImages:
             _copy(image.file, copy, identity[0], identity[1])
         fresh = Path(tempfile.mkdtemp(prefix=f".{number}.", dir=self._directories.path / "m"))
         try:
-            mount_root(copy, self._directories.data(image.data), fresh)
+            mount_root(copy, self._directories.data(data), fresh)
             with self._table:
                 self._take_away(number)
                 point.mkdir(mode=0o700, exist_ok=True)

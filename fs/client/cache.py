@@ -5,6 +5,7 @@ below the directory       content
 ========================  ==========================================================================
 ``objects/<2>/<rest>``    objects, named by the hash of their *stored* form; see object_file.py
 ``incoming/``             objects that are still arriving; emptied at each start
+``pins/``                 what is not removed to make room; see pins.py
 ``lock``                  held by the process that uses the directory
 ``newest.json`` …         what repository.py keeps beside the objects
 ========================  ==========================================================================
@@ -20,7 +21,7 @@ import itertools
 import os
 import time
 from collections import Counter, OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -36,6 +37,7 @@ _log = structlog.get_logger()
 
 _OPEN_FILES = 256
 _KEPT_SHARE = 0.75  # of the quota, after a clean-up
+_KEPT_PINNED_SHARE = 0.95  # if pinned objects have to go
 
 
 class CacheFullError(FsError):
@@ -51,6 +53,7 @@ class CacheCounts:
     stored: int = 0
     damaged: int = 0
     evicted: int = 0
+    evicted_pinned: int = 0  # of those
     cleanups: int = 0
     refused: int = 0  # objects that the disk did not take
 
@@ -73,6 +76,7 @@ class ObjectCache:
         self._sizes: OrderedDict[str, int] = OrderedDict()  # bytes on disk, least recently used first
         self._used_bytes = 0
         self._open: OrderedDict[str, ObjectFile] = OrderedDict()
+        self._held: dict[str, int] = {}  # how many pins hold an object, which need not be here
         self._touched: set[str] = set()  # whose time of use was written in this life
         self._pins = Counter[str]()  # what makes no room for others
         self._serials = itertools.count(1)
@@ -87,6 +91,23 @@ class ObjectCache:
     def object_count(self) -> int:
         """How many objects there are."""
         return len(self._sizes)
+
+    @property
+    def held_bytes(self) -> int:
+        """What the objects take that trees in use hold, open catalogs not counted."""
+        return sum(self._sizes.get(name, 0) for name in self._held)
+
+    def hold(self, name: str) -> None:
+        """Keep the object *name* as long as anything else can go; to be released as often as it is held."""
+        self._held[name] = self._held.get(name, 0) + 1
+
+    def release(self, name: str) -> None:
+        """Inverse of ``hold``."""
+        count = self._held.get(name, 0)
+        if count > 1:
+            self._held[name] = count - 1
+        else:
+            self._held.pop(name, None)
 
     def start(self, *, lock_timeout_s: float = 5.0, lock: int = -1) -> None:
         """Lock the directory, remove what a crash left and learn what is there. Blocks for the disk.
@@ -303,17 +324,30 @@ class ObjectCache:
             self.shrink(max(0, int(self.quota_bytes * _KEPT_SHARE) - coming_bytes), keep=keep)
 
     def shrink(self, target_bytes: int, *, keep: str = "") -> None:
-        """Remove least recently used objects until at most *target_bytes* are in use: neither *keep* nor pins."""
+        """Remove least recently used objects until at most *target_bytes* are in use: neither *keep* nor pins.
+
+        What trees hold goes only if that alone is more than fits: a cache that takes nothing would make every read of
+        a new object a transfer.
+        """
         if self._used_bytes <= target_bytes:
             return
         self.counts.cleanups += 1
-        for text in list(self._sizes):
+        removable = [text for text in self._sizes if text != keep and text not in self._pins]
+        self._evict(target_bytes, [text for text in removable if text not in self._held])
+        pinned_target = max(target_bytes, int(self.quota_bytes * _KEPT_PINNED_SHARE))
+        if self._used_bytes > pinned_target and self._held:
+            before = self.counts.evicted
+            self._evict(pinned_target, [text for text in removable if text in self._held])
+            self.counts.evicted_pinned += self.counts.evicted - before
+            _log.warning("cache_too_small_for_pins", held_bytes=self.held_bytes, quota_bytes=self.quota_bytes)
+        _log.info("cache_cleaned", used_bytes=self._used_bytes, target_bytes=target_bytes)
+
+    def _evict(self, target_bytes: int, names: Sequence[str]) -> None:
+        for text in names:
             if self._used_bytes <= target_bytes:
                 break
-            if text != keep and text not in self._pins:
-                self._remove(text)
-                self.counts.evicted += 1
-        _log.info("cache_cleaned", used_bytes=self._used_bytes, target_bytes=target_bytes)
+            self._remove(text)
+            self.counts.evicted += 1
 
     def names(self) -> Iterator[str]:
         """The objects' names, least recently used first."""

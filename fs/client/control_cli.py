@@ -14,6 +14,7 @@ from fs.runtime.errors import UsageError
 from fs.runtime.exits import Exit
 from fs.runtime.output import command_errors, print_json, say
 
+_OWNER = "mountctl"
 _POLL_S = 0.1
 _RESTART_TIMEOUT_S = 60.0
 
@@ -30,13 +31,17 @@ class Question(StrEnum):
     PROFILE = "profile"
     PREFETCH = "prefetch"
     RESTART = "restart"
+    PINS = "pins"
+    PIN = "pin"
+    UNPIN = "unpin"
 
 
 def mountctl(
     mountpoint: Annotated[Path, typer.Argument(help="Directory where the repository is mounted.")],
     question: Annotated[Question, typer.Argument(help="What to ask or to do.")],
     path: Annotated[
-        list[str] | None, typer.Argument(help="prefetch: files and directories, from the repository's root.")
+        list[str] | None,
+        typer.Argument(help="prefetch, pin, unpin: files and directories, from the repository's root."),
     ] = None,
     profile: Annotated[
         Path | None, typer.Option("--profile", help="prefetch: what another start read; see the question profile.")
@@ -59,6 +64,10 @@ def mountctl(
         socket = control_socket(where, mounted.uid)
         if question is Question.PREFETCH:
             _prefetch(socket, _wanted(where, path or [], profile), as_json=as_json)
+            return
+        if question in (Question.PIN, Question.UNPIN) and profile is None:
+            request = {"command": question.value, "owner": _OWNER, "paths": _inside(where, path or [])}
+            _print(question, ask(socket, request), as_json=as_json)
             return
         if path or profile is not None:
             raise UsageError(f"{question.value} takes no paths and no profile; prefetch does")
@@ -92,11 +101,16 @@ def _wanted(mountpoint: Path, paths: list[str], profile: Path | None) -> dict[st
         raise UsageError("prefetch takes either paths or --profile FILE")
     if profile is not None:
         return {"command": "prefetch", "profile": str(profile.absolute())}
-    top = str(mountpoint)
-    inside = [one.removeprefix(top) if one == top or one.startswith(top + "/") else one for one in paths]
+    inside = _inside(mountpoint, paths)
     if any("\n" in one for one in inside):
         raise UsageError("a path with a line break can be given in a profile only")
     return {"command": "prefetch", "paths": [one or "/" for one in inside]}
+
+
+def _inside(mountpoint: Path, paths: list[str]) -> list[str]:
+    """*paths* from the repository's root on; they may also begin with the mount point."""
+    top = str(mountpoint)
+    return [one.removeprefix(top) if one == top or one.startswith(top + "/") else one for one in paths]
 
 
 def _prefetch(socket: Path, request: dict[str, object], *, as_json: bool) -> None:

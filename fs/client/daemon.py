@@ -139,6 +139,7 @@ class MountDaemon:
             raise CatalogError(f"the root of {settings.name} is no directory")
         operations = Operations(repository, root, variables=settings.variables)
         operations.prefetcher.looks_ahead = settings.reads_ahead
+        operations.pins.load()
         session = open_session(operations, self._facts, settings)
         refresher = Refresher(operations, self._facts, session.revoke, self._end_for_all)
         socket = control_socket(settings.mountpoint, os.geteuid())
@@ -172,6 +173,7 @@ class MountDaemon:
                 nursery.start_soon(refresher.listen, network, http_urls)
         finally:
             session.close()
+            operations.pins.close()
             event = "left_mounted" if session.keeps_mount else "unmounted"
             _log.info(event, repository=settings.name, mountpoint=str(settings.mountpoint))
 
@@ -270,7 +272,12 @@ class Control:
 
     def handlers(self) -> dict[str, Handler]:
         """The commands by name."""
-        with_arguments: dict[str, Handler] = {"prefetch": self._prefetch, "prefetch_progress": self._prefetch_progress}
+        with_arguments: dict[str, Handler] = {
+            "prefetch": self._prefetch,
+            "prefetch_progress": self._prefetch_progress,
+            "pin": self._pin,
+            "unpin": self._unpin,
+        }
         answers: dict[str, Callable[[], Awaitable[object]]] = {
             "status": self._status,
             "revision": self._revision,
@@ -278,6 +285,7 @@ class Control:
             "cache": self._cache,
             "log": self._log_lines,
             "profile": self._profile,
+            "pins": self._pins,
             "metrics": self.metrics,
         }
         return with_arguments | {name: partial(_without_arguments, answer) for name, answer in answers.items()}
@@ -332,6 +340,7 @@ class Control:
             "quota_bytes": cache.quota_bytes,
             "used_bytes": cache.used_bytes,
             "objects": cache.object_count,
+            "pinned_bytes": cache.held_bytes,
             **asdict(cache.counts),
             "hit_rate": self._hit_rate(),
             "past_cache": self._repository.objects.counts.past_cache + self._repository.objects.counts.not_kept,
@@ -375,6 +384,7 @@ class Control:
                 Metric("cache_objects", "gauge", "Cached objects", cache.object_count),
                 Metric("cache_evicted_total", "counter", "Objects that made room", counts.evicted),
                 Metric("cache_damaged_total", "counter", "Cached objects found damaged", counts.damaged),
+                Metric("cache_pinned_bytes", "gauge", "What cached objects take that are pinned", cache.held_bytes),
                 Metric("fetched_objects_total", "counter", "Objects fetched", objects.counts.objects),
                 Metric("fetched_bytes_total", "counter", "Bytes fetched, as stored", objects.counts.stored_bytes),
                 Metric("failed_objects_total", "counter", "Objects that no server gave", objects.counts.failed),
@@ -385,9 +395,44 @@ class Control:
                 Metric("known_inodes", "gauge", "Inodes that the kernel knows", len(self._operations.inodes)),
                 Metric("opened_files_total", "counter", "Files opened", facts.opened_files),
                 Metric("io_errors_total", "counter", "Requests answered with EIO", facts.io_errors),
+                Metric("tree_files_read_total", "counter", "Files read in a pinned tree", self._by_tree("files_read")),
+                Metric("tree_bytes_read_total", "counter", "Bytes read in a pinned tree", self._by_tree("bytes_read")),
             ],
             self._repository.name,
         )
+
+    def _by_tree(self, figure: str) -> dict[Labels, float]:
+        """A figure of the pinned trees; a tree that several have pinned is counted once."""
+        pins = self._operations.pins.all()
+        return {(("tree", pin.path.decode("utf-8", "replace")),): float(getattr(pin, figure)) for pin in pins}
+
+    async def _pins(self) -> list[dict[str, object]]:
+        return [
+            {
+                "owner": pin.owner,
+                "path": os.fsdecode(pin.path),
+                "objects": len(pin.objects),
+                "files_read": pin.files_read,
+                "bytes_read": pin.bytes_read,
+            }
+            for pin in self._operations.pins.all()
+        ]
+
+    async def _pin(self, request: Mapping[str, Any]) -> list[dict[str, object]]:
+        """Pin ``paths`` for ``owner``; with ``replace`` those alone. Raises MalformedError, RefusedError."""
+        owner, paths = str(request.get("owner", "")), [os.fsencode(str(path)) for path in request.get("paths", [])]
+        pins = self._operations.pins
+        if request.get("replace"):
+            pins.replace(owner, paths)
+        else:
+            for path in paths:
+                pins.add(owner, path)
+        return await self._pins()
+
+    async def _unpin(self, request: Mapping[str, Any]) -> dict[str, object]:
+        owner, paths = str(request.get("owner", "")), request.get("paths", [])
+        removed = [self._operations.pins.remove(owner, os.fsencode(str(path))) for path in paths]
+        return {"removed": sum(removed)}
 
     async def _profile(self) -> dict[str, object]:
         reads = self._operations.recorder.reads()

@@ -9,15 +9,17 @@ import errno
 from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import anyio.lowlevel
 import structlog
 
 from fs.client.catalogs import CatalogRef, Found
+from fs.client.content_view import DATA_MODE, VIEW, data_key, is_data, real_path
 from fs.client.contents import read_content
 from fs.client.errnos import FileError
 from fs.client.inodes import Dormant, Inode, InodeTable, Node, directory_key, file_key
+from fs.client.pins import Pins
 from fs.client.prefetch import Neighbours, Prefetcher, ReadAhead
 from fs.client.profile import ReadRecorder
 from fs.client.repository import Placed, Repository
@@ -85,6 +87,7 @@ class Operations:
     def __init__(self, repository: Repository, root: Found, *, variables: Mapping[bytes, bytes] | None) -> None:
         self.repository = repository
         self.generation = 0
+        self.pins = Pins(repository.objects.cache)
         self.recorder = ReadRecorder()
         self.prefetcher = Prefetcher(repository)
         self._read_ahead = ReadAhead()
@@ -112,7 +115,7 @@ class Operations:
             return
         for path in reversed(dormant.paths):
             for start in (self.repository.revision.root, dormant.home):
-                found = await self.repository.catalogs.find(start, path)
+                found = await self._find(start, path)
                 if found is not None and await self._key(found) == dormant.key:
                     self.inodes.wake(inode, found)
                     return
@@ -129,14 +132,35 @@ class Operations:
             generation = self.generation
             node = await self.directory(parent)
             path = node.found.path + b"/" + name
-            found = await self.repository.catalogs.find(node.found.inside, path)
+            start = self.repository.revision.root if path == VIEW else node.found.inside
+            found = await self._find(start, path)
             key = None if found is None else await self._key(found)
             if generation == self.generation:
                 break  # else a newer revision came in between; its answer counts
         if found is None or key is None:
             self._remember_negative(path)
             return None
-        return self._attributes(self.inodes.remember(key, found, node.generation).inode, found)
+        known = self.inodes.remember(key, found, node.generation)
+        if is_data(found):
+            known.found = found  # many paths lead here: who looked last will read
+            await self._pin(known)
+        return self._attributes(known.inode, found)
+
+    async def _find(self, start: CatalogRef, path: bytes) -> Found | None:
+        """The entry at *path*, which may be in the content view, searched from catalog *start*. Raises FsError."""
+        found = await self.repository.catalogs.find(start, real_path(path))
+        return found if found is None or found.path == path else replace(found, path=path)
+
+    async def _pin(self, node: Node) -> None:
+        """What *node* is made of is used by whoever has pinned a tree that it is in."""
+        if not self.pins:
+            return
+        pins = self.pins.over(real_path(node.found.path))
+        if pins:
+            content = (await self.content(node)).content
+            chunks = [chunk.hash for chunk in content.chunks] if content.hash is None else [content.hash]
+            for pin in pins:
+                self.pins.used(pin, (*chunks, node.found.home.hash))
 
     def _remember_negative(self, path: bytes) -> None:
         if path not in self._negatives and self.absent_recorder is not None:
@@ -148,7 +172,10 @@ class Operations:
     async def _key(self, found: Found) -> bytes:
         if found.entry.is_directory:
             return directory_key(found.path)
-        return file_key(await self.repository.catalogs.get(found.home), found.path, found.entry)
+        path = real_path(found.path)
+        if is_data(found):
+            return data_key(await self.repository.content(found.home, path, found.entry), found.entry)
+        return file_key(await self.repository.catalogs.get(found.home), path, found.entry)
 
     def _node(self, inode: int) -> Node:
         node = self.inodes.get(inode)
@@ -163,7 +190,7 @@ class Operations:
             raise FileError(errno.ENOTDIR)
         generation = self.generation
         if node.generation != generation:
-            found = await self.repository.find(node.found.path)
+            found = await self._find(self.repository.revision.root, node.found.path)
             if found is not None and found.entry.is_directory:
                 node.found = found
             node.generation = generation
@@ -178,6 +205,8 @@ class Operations:
 
     def _attributes(self, inode: Inode, found: Found) -> Attributes:
         entry = found.entry
+        if is_data(found):
+            return Attributes(inode=inode, mode=DATA_MODE, nlink=1, uid=0, gid=0, rdev=0, size=entry.size, mtime_ns=0)
         return Attributes(
             inode=inode,
             mode=entry.mode,
@@ -192,8 +221,11 @@ class Operations:
     async def listing(self, inode: int) -> list[Found]:
         """What directory *inode* shows: hidden entries left out, in the order of names. Raises FileError, FsError."""
         node = await self.directory(inode)
-        found = await self.repository.catalogs.listing(node.found.inside, node.found.path)
+        path = node.found.path
+        found = await self.repository.catalogs.listing(node.found.inside, real_path(path))
         shown = [one for one in found if not one.entry.flags & Flag.HIDDEN]
+        if real_path(path) != path:
+            shown = [replace(one, path=path + b"/" + one.entry.name) for one in shown]
         return sorted(shown, key=lambda one: one.entry.name)
 
     async def number(self, found: Found) -> tuple[bytes, Inode]:
@@ -245,7 +277,7 @@ class Operations:
         placed = self._contents.get(node.inode)
         if placed is None:
             found = node.found
-            placed = await self.repository.content(found.home, found.path, found.entry)
+            placed = await self.repository.content(found.home, real_path(found.path), found.entry)
             self._contents[node.inode] = placed
             if len(self._contents) > _CONTENTS:
                 self._contents.popitem(last=False)
@@ -261,11 +293,17 @@ class Operations:
         end = min(offset + size, content.size)
         if offset >= end:
             return b""
+        path = real_path(node.found.path)
         if content.hash is not None:
-            self.recorder.whole(node.found.path)
+            self.recorder.whole(path)
             self._look_around(node.found, placed)
         else:
-            self._look_ahead(node.found.path, placed, offset, end - offset)
+            self._look_ahead(path, placed, offset, end - offset)
+        if self.pins:
+            await self._pin(node)
+            for pin in self.pins.over(path):
+                pin.files_read += not offset
+                pin.bytes_read += end - offset
         return await read_content(self.repository.objects, placed, offset, end - offset)
 
     def _look_around(self, found: Found, placed: Placed) -> None:
@@ -279,7 +317,7 @@ class Operations:
             or self.repository.objects.has(placed.whole())
         ):
             return
-        folder = parent_path(found.path)
+        folder = parent_path(real_path(found.path))
         count = self._neighbours.missed(folder, placed.content.size)
         if count:
             self.prefetcher.around(found.home, folder, count)
@@ -297,11 +335,14 @@ class Operations:
 
     def stored_attributes(self, inode: int) -> Mapping[bytes, bytes]:
         """The extended attributes that the catalog holds, exactly. Raises FileError."""
-        return self._node(inode).found.entry.xattrs
+        found = self._node(inode).found
+        return {} if is_data(found) else found.entry.xattrs
 
     def found(self, inode: int) -> Found:
-        """What *inode* stands for. Raises FileError."""
-        return self._node(inode).found
+        """What *inode* stands for, by its path in the repository. Raises FileError."""
+        found = self._node(inode).found
+        path = real_path(found.path)
+        return found if path == found.path else replace(found, path=path)
 
     async def statistics(self) -> Statistics:
         """What statvfs shows: the cache as the disk, all entries of the revision as files. Raises FsError."""
@@ -355,7 +396,7 @@ class Operations:
             node.generation = self.generation
             return
         if before.entry.is_directory:
-            after = await self.repository.find(before.path)
+            after = await self._find(self.repository.revision.root, before.path)
             if after is None or not after.entry.is_directory:
                 self._forget_names(node, forgotten)
                 return
@@ -365,7 +406,7 @@ class Operations:
             forgotten.listings.append(node.inode)
             return
         for path in list(node.paths):
-            after = await self.repository.find(path)
+            after = await self._find(self.repository.revision.root, path)
             if after is None or after.entry.is_directory or await self._key(after) != node.key:
                 self._forget_name(path, forgotten)
                 node.paths.discard(path)

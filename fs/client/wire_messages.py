@@ -82,6 +82,7 @@ class Offer(IntFlag):
     NO_OPENDIR_SUPPORT = 1 << 24
     INIT_EXT = 1 << 30
     HAS_RESEND = 1 << 39
+    ALLOW_IDMAP = 1 << 40  # mounts of it may show other owners; needs default_permissions, and so Linux checks them
 
 
 WANTED = sum(Offer)  # each of the above, and nothing else: the inverse of none would be every bit

@@ -2,57 +2,23 @@
 
 import json
 import os
-import subprocess
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-import anyio
 import pytest
 
-from converter.pipeline import ConversionRequest, convert_image
-from converter.sources import parse_source
 from tests.support.cri import Kubelet
-from tests.support.images import Member, digest, directory, hardlink, make_layout, symlink
+from tests.support.images import digest
 from tests.support.mounts import mounted
 from tests.support.node import PLUGIN, Node, running_node
 from tests.support.processes import mounts_below, require_root, require_tool, wait_until
-from tests.support.published import publish
 from tests.support.registry import Registry
 from tests.support.snapshotter import FakeRepository, service_folder
+from tests.support.tool_image import TOOL, make_tool_images
 
 pytestmark = pytest.mark.root
-
-PROGRAM = r"""
-#include <dirent.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
-#include <sys/stat.h>
-#include <unistd.h>
-static int done(int status, const char *what) { if (status) perror(what); return status != 0; }
-int main(int argc, char **argv) {
-    const char *word = argv[1];
-    if (!strcmp(word, "pause")) for (;;) pause();
-    if (!strcmp(word, "append")) {
-        FILE *f = fopen(argv[2], "a");
-        return done(!f || fputs(argv[3], f) < 0 || fclose(f), argv[2]);
-    }
-    if (!strcmp(word, "move")) return done(rename(argv[2], argv[3]), argv[2]);
-    if (!strcmp(word, "remove")) return done(remove(argv[2]), argv[2]);
-    if (!strcmp(word, "chmod")) return done(chmod(argv[2], strtol(argv[3], 0, 8)), argv[2]);
-    for (int i = 2; i < argc; i++) {
-        FILE *f = fopen(argv[i], "r");
-        int c;
-        if (!f) { printf("no %s\n", argv[i]); continue; }
-        while ((c = fgetc(f)) != EOF) putchar(c);
-        fclose(f);
-    }
-    return 0;
-}
-"""
-TOOL = "/bin/tool"
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,25 +42,14 @@ def machine(tmp_path_factory: pytest.TempPathFactory, registry: Registry) -> Ite
     require_root()
     require_tool("gcc", "containerd", "fusermount3")
     work = tmp_path_factory.mktemp("work")
-    (work / "tool.c").write_text(PROGRAM)
-    subprocess.run(["gcc", "-static", "-Os", "-w", "-o", work / "tool", work / "tool.c"], check=True, timeout=60)
-    tool = Member("bin/tool", (work / "tool").read_bytes(), mode=0o755)
-    base = [directory("bin"), tool, directory("etc"), Member("etc/base", b"base\n"), Member("etc/gone", b"gone\n")]
-    top = [Member("etc/top", b"top\n"), hardlink("etc/hard", "etc/base"), symlink("etc/soft", "top")]
-    top += [directory("dir"), Member("dir/file", b"file\n"), Member("etc/empty")]
-    published = publish(work / "made")
-    references = []
-    for name, command in (("app", ["cat", "/etc/soft"]), ("pause", ["pause"])):
-        layout = make_layout(work / name, [base, top], settings={"Entrypoint": [TOOL], "Cmd": command})
-        references.append(registry.push(layout.source, f"real/{name}:1"))
-        request = ConversionRequest(source=parse_source(layout.source))
-        anyio.run(convert_image, request, published.writer)
+    images = make_tool_images(work, registry)
+    published = images.published
     with ExitStack() as stack:
         url = published.storage.as_uri()
         mount = stack.enter_context(mounted(published.name, [url], published.public_key, work / "client"))
         folder = stack.enter_context(service_folder())
-        node = stack.enter_context(running_node(folder, FakeRepository(mount.path), sandbox=references[1]))
-        yield Machine(node, references[0], references[1], digest(layout.config))
+        node = stack.enter_context(running_node(folder, FakeRepository(mount.path), sandbox=images.pause))
+        yield Machine(node, images.app, images.pause, digest(images.layout.config))
 
 
 def pull(machine: Machine, *options: str) -> dict[str, object]:

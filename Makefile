@@ -1,12 +1,15 @@
 # Long runs; everything else is in ./run
-.PHONY: check bench snapshotter-sequences soak
+.PHONY: check bench-fs snapshotter-sequences soak
 
 check:
 	./run check
 
-bench:
+# about an hour on two cores; BENCH="--suite files --runs 3" changes it
+bench-fs:
 	./run install
-	.venv/bin/python benchmarks/client.py --json > docs/benchmarks/client.json
+	mkdir -p docs/benchmarks
+	.venv/bin/python -m benchmarks.fs $(BENCH) --json > docs/benchmarks/fs.json
+	.venv/bin/python -m benchmarks.fs --table docs/benchmarks/fs.json
 
 # 500 random sequences of operations on the snapshotter, killed and restarted in between
 snapshotter-sequences:

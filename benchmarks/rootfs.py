@@ -20,7 +20,7 @@ from pathlib import Path
 
 import anyio
 
-from benchmarks.client import origin
+from benchmarks.fs.world import origin
 from converter.pipeline import ConversionRequest, ConversionResult, convert_image
 from converter.sources import parse_source
 from fs.publish.repository import Repository

@@ -52,12 +52,13 @@ def rabbitmq(folder: Path, port: int) -> Iterator[str]:
 
 
 @contextmanager
-def redis_over_tcp(folder: Path) -> Iterator[str]:
-    """A private redis-server with a port; gives its URL. Skips where it is not installed."""
+def redis_over_tcp(folder: Path, address: str = "127.0.0.1") -> Iterator[str]:
+    """A private redis-server at a port of *address*; gives its URL. Skips where it is not installed."""
     require_tool("redis-server")
     folder.mkdir()
-    port = free_port()
-    command = ["redis-server", "--bind", "127.0.0.1", "--port", str(port), "--save", "", "--dir", str(folder)]
-    with running(command, folder / "server.log"):
-        wait_until(lambda: listens(port), "the start of redis-server")
-        yield f"redis://127.0.0.1:{port}/0"
+    port = free_port(address)
+    command = ["redis-server", "--bind", address, "--port", str(port), "--save", "", "--dir", str(folder)]
+    # from other machines it is reached without a password: the network is the test's own
+    with running([*command, "--protected-mode", "no"], folder / "server.log"):
+        wait_until(lambda: listens(port, address), "the start of redis-server")
+        yield f"redis://{address}:{port}/0"

@@ -16,10 +16,10 @@ START_TIMEOUT_S = 20.0
 STOP_TIMEOUT_S = 10.0
 
 
-def free_port() -> int:
-    """A TCP port of 127.0.0.1 that nobody listens on now."""
+def free_port(address: str = "127.0.0.1") -> int:
+    """A TCP port of *address* that nobody listens on now."""
     with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
+        probe.bind((address, 0))
         port: int = probe.getsockname()[1]
     return port
 
@@ -46,11 +46,11 @@ def wait_until(ready: Callable[[], bool], what: str, timeout_s: float = START_TI
         time.sleep(0.02)
 
 
-def listens(port: int) -> bool:
-    """True if something accepts connections on *port* of 127.0.0.1."""
+def listens(port: int, address: str = "127.0.0.1") -> bool:
+    """True if something accepts connections on *port* of *address*."""
     with socket.socket() as probe:
         probe.settimeout(0.5)
-        return probe.connect_ex(("127.0.0.1", port)) == 0
+        return probe.connect_ex((address, port)) == 0
 
 
 @contextmanager

@@ -19,11 +19,12 @@ class S3Server:
     """A running server; plain HTTP on loopback; no credentials are checked."""
 
     port: int
+    address: str = "127.0.0.1"
     _numbers: Iterator[int] = field(default_factory=itertools.count)
 
     @property
     def endpoint(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
+        return f"http://{self.address}:{self.port}"
 
     def client(self) -> Any:  # noqa: ANN401  # boto3 makes its classes while it runs
         """A plain boto3 client, to look behind the store's back."""
@@ -39,13 +40,13 @@ class S3Server:
 
 
 @contextmanager
-def run_s3(directory: Path) -> Iterator[S3Server]:
-    """A server whose buckets live as long as it does."""
-    port = free_port()
+def run_s3(directory: Path, address: str = "127.0.0.1") -> Iterator[S3Server]:
+    """A server at *address* of this machine, whose buckets live as long as it does."""
+    port = free_port(address)
     log = directory / "s3.log"
     code = "from moto.server import main; main()"
-    command = [sys.executable, "-c", code, "-H", "127.0.0.1", "-p", str(port)]
+    command = [sys.executable, "-c", code, "-H", address, "-p", str(port)]
     with running(command, log, environment=CREDENTIALS) as process:
-        wait_until(lambda: listens(port) or process.poll() is not None, "the start of the S3 server")
+        wait_until(lambda: listens(port, address) or process.poll() is not None, "the start of the S3 server")
         assert process.poll() is None, log.read_text()
-        yield S3Server(port)
+        yield S3Server(port, address)

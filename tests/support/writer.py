@@ -1,4 +1,7 @@
-"""A writer of its own process: grafts what it was told to, however often it is killed and started again."""
+"""A writer of its own process: grafts what it was told to, however often it is killed and started again.
+
+Its machine's clock may be wrong: ``time.time`` is put forward before anything of the project is loaded.
+"""
 
 import random
 import stat
@@ -6,17 +9,22 @@ import sys
 import time
 from pathlib import Path
 
-from fs.errors import FsError
-from fs.format.tree import Node
-from fs.publish.operations import Graft
-from fs.publish.repository import Repository, Settings
-from fs.publish.sql_leases import SqlLeases
+_SKEW_S = float(sys.argv[7]) if __name__ == "__main__" else 0.0
+if _SKEW_S:
+    _right_time = time.time
+    time.time = lambda: _right_time() + _SKEW_S
+
+from fs.errors import FsError  # noqa: E402  # after the clock was put forward
+from fs.format.tree import Node  # noqa: E402
+from fs.publish.keepers import open_leases  # noqa: E402
+from fs.publish.operations import Graft  # noqa: E402
+from fs.publish.repository import Repository, Settings  # noqa: E402
 
 
 def main() -> None:
-    """Arguments: repository, storage, keys, database of leases, lifetime of leases in seconds, own name, grafts."""
-    name, storage, keys, database, lifetime_s, own, count = sys.argv[1:]
-    settings = Settings(leases=SqlLeases.open(database), lease_lifetime_s=float(lifetime_s))
+    """Arguments: repository, storage, keys, leases, their lifetime (s), own name, skew of the clock (s), grafts."""
+    name, storage, keys, leases, lifetime_s, own, _, count = sys.argv[1:]
+    settings = Settings(leases=open_leases(leases), lease_lifetime_s=float(lifetime_s))
     repository = Repository.open(name, storage, Path(keys), settings=settings, durable=False)
     for number in range(int(count)):
         path = f"/{own}-{number}".encode()
@@ -29,7 +37,7 @@ def main() -> None:
                 )
                 repository.commit([Graft(path, repository.prepare_subtree(path, tree))])
             except FsError as error:
-                sys.stderr.write(f"{own} {number}: {error}\n")
+                sys.stderr.write(f"{own} {number} refused: {error}\n")
                 if not error.transient:
                     raise
 

@@ -1,0 +1,16 @@
+# Long runs of the publisher
+.PHONY: corpus writers bench-publish
+
+# trees at full size (1 M entries, 10 GiB sparse): needs 12 GB of disk, 4 GB of memory, about an hour
+corpus:
+	./run install
+	UNPACKD_TEST_CORPUS=full .venv/bin/pytest -s tests/integration/fs/test_corpus.py
+
+# 200 grafts by eight writers on two machines
+writers:
+	./run install
+	UNPACKD_TEST_GRAFTS=25 .venv/bin/pytest -s tests/integration/fs/test_many_writers.py
+
+bench-publish:
+	./run install
+	.venv/bin/python -m benchmarks.publish --json > docs/benchmarks/publish.json

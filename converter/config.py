@@ -7,16 +7,26 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, SecretStr, ValidationError
 
 from converter.errors import SettingsError
 from converter.farm_config import FarmSettings
 from converter.limits import Limits
+from fs.format.chunking import DEFAULT_SIZES, ChunkSizes
+from fs.publish.ingest import Codec
+from fs.publish.keepers import keeper_of
+from fs.publish.repository import Settings
 
 DEFAULT_FILE = Path("/etc/unpackd/config.toml")
 FILE_VARIABLE = "UNPACKD_CONFIG"
 _TABLE, _LIMITS = "converter", "limits"
-_VARIABLES = {"repo": "UNPACKD_REPO", "storage": "UNPACKD_STORAGE", "keys": "UNPACKD_KEYS"}
+_VARIABLES = {
+    "repo": "UNPACKD_REPO",
+    "storage": "UNPACKD_STORAGE",
+    "keys": "UNPACKD_KEYS",
+    "leases": "UNPACKD_LEASES",
+    "codec": "UNPACKD_CODEC",
+}
 _PREFIX = "UNPACKD_CONVERTER_"
 _LIMIT_PREFIX = _PREFIX + "LIMITS_"
 _DEFAULTS = Limits()
@@ -43,9 +53,27 @@ class ConversionSettings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     repo: str | None = Field(default=None, description="Name of the repository.")
-    storage: str | None = Field(default=None, description="Its storage: a directory.")
+    storage: str | None = Field(default=None, description="Its storage: a directory or s3://BUCKET/PREFIX?….")
     keys: Path | None = Field(default=None, description="Directory with its keys.")
+    leases: SecretStr | None = Field(
+        default=None, description="URL of the keeper of leases, if several machines publish; it may hold a password."
+    )
+    codec: str = Field(default="isal:1", description="isal, zlib or libdeflate, each with :LEVEL at will; or none.")
+    chunk_bytes: tuple[PositiveInt, PositiveInt, PositiveInt] = Field(
+        default=(DEFAULT_SIZES.least, DEFAULT_SIZES.average, DEFAULT_SIZES.most),
+        description="Least, average and most bytes of the chunks of large files.",
+    )
     limits: LimitSettings = LimitSettings()
+
+    def writing(self) -> Settings:
+        """How the repository is written.
+
+        Raises:
+            FsError: there is no such codec or keeper of leases, or it does not answer.
+        """
+        leases = None if self.leases is None else self.leases.get_secret_value()
+        codec = Codec.parse(self.codec, chunk_sizes=ChunkSizes(*self.chunk_bytes))
+        return Settings(codec=codec, leases=keeper_of(leases))
 
 
 def load_settings(

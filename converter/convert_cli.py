@@ -36,8 +36,11 @@ def convert(
         ),
     ],
     repo: Annotated[str | None, typer.Option(help="Name of the repository (UNPACKD_REPO).")] = None,
-    storage: Annotated[str | None, typer.Option(help="Directory of its storage (UNPACKD_STORAGE).")] = None,
+    storage: Annotated[str | None, typer.Option(help="Its storage (UNPACKD_STORAGE).")] = None,
     keys: Annotated[Path | None, typer.Option(help="Directory of its keys (UNPACKD_KEYS).")] = None,
+    leases: Annotated[
+        str | None, typer.Option(help="Keeper of leases, if several machines publish (UNPACKD_LEASES).")
+    ] = None,
     platform: Annotated[
         list[str] | None,
         typer.Option(
@@ -67,7 +70,7 @@ def convert(
     from converter.sources import parse_source
 
     with command_errors(as_json=as_json):
-        settings = load_settings(config, flags={"repo": repo, "storage": storage, "keys": keys})
+        settings = load_settings(config, flags={"repo": repo, "storage": storage, "keys": keys, "leases": leases})
         if name is not None and len(images) > 1:
             raise UsageError("--name gives a name to one image; there are several")
         wanted, every = platforms(platform)
@@ -117,7 +120,8 @@ def _open(settings: "ConversionSettings") -> "Repository":
     for option, value in given.items():
         if value is None:
             raise UsageError(f"which repository? Give --{option} or UNPACKD_{option.upper()}")
-    return Repository.open(str(settings.repo), str(settings.storage), Path(str(settings.keys)))
+    name, storage, keys = str(settings.repo), str(settings.storage), Path(str(settings.keys))
+    return Repository.open(name, storage, keys, settings=settings.writing())
 
 
 class _Batch:

@@ -29,6 +29,7 @@ class PipelineConverter:
         self._name = settings.repo
         self._storage = settings.storage
         self._keys = settings.keys
+        self._settings = settings
         self._limits = settings.limits.limits()
         self._uploads = uploads  # where images that users sent are
         self._repository: Repository | None = None
@@ -36,7 +37,8 @@ class PipelineConverter:
     def __call__(self, claim: Claim, report: Callable[[dict[str, object]], None]) -> Outcome:
         """See tasks.Converter. The image keeps the name of its wish, with the registry as it was written there."""
         if self._repository is None:
-            self._repository = Repository.open(self._name, self._storage, self._keys)
+            writing = self._settings.writing()
+            self._repository = Repository.open(self._name, self._storage, self._keys, settings=writing)
         repository = self._repository
         layout = uploaded_layout(self._uploads, claim.digest)
         if layout is None:

@@ -366,7 +366,7 @@ def _writer(storage: str | None, keys: Path | None, config: Path | None) -> "Rep
     if settings.storage is None or settings.keys is None:
         raise UsageError("changes are signed: give --storage and --keys, or UNPACKD_STORAGE and UNPACKD_KEYS")
     name = read_manifest(open_storage(settings.storage).store).name
-    return Repository.open(name, settings.storage, settings.keys)
+    return Repository.open(name, settings.storage, settings.keys, settings=settings.writing())
 
 
 # --- facts

@@ -8,6 +8,7 @@ Source: CernVM-FS 2.12, compression/compression.h; swissknife_pull.cc for the la
 import zlib
 from collections.abc import Iterator
 from enum import Enum
+from importlib.util import find_spec
 from typing import cast
 
 from isal import isal_zlib
@@ -26,9 +27,42 @@ class Compression(Enum):
     NONE = 1
 
 
-def deflate(data: bytes | bytearray | memoryview, *, level: int = FAST_LEVEL) -> bytes:
-    """Compress *data* to a zlib stream with the fast encoder, level 0 to 3."""
-    return isal_zlib.compress(data, level=level)
+class Encoder(Enum):
+    """What makes zlib streams; every reader reads all of them."""
+
+    ISAL = "isal"  # fast; the default
+    ZLIB = "zlib"
+    LIBDEFLATE = "libdeflate"  # small and rather fast; an optional package
+
+    @property
+    def levels(self) -> range:
+        """The levels that it has; higher ones take longer and give less."""
+        return {Encoder.ISAL: range(4), Encoder.ZLIB: range(1, 10), Encoder.LIBDEFLATE: range(1, 13)}[self]
+
+    @property
+    def usual_level(self) -> int:
+        """The level that is taken if none is asked for."""
+        return FAST_LEVEL if self is Encoder.ISAL else 6
+
+    def check(self, level: int) -> None:
+        """Refuse a level that it does not have, and an encoder that is not installed. Raises RefusedError."""
+        if level not in self.levels:
+            raise RefusedError(f"{self.value} has levels {self.levels[0]} to {self.levels[-1]}, not {level}")
+        if self is Encoder.LIBDEFLATE and find_spec("deflate") is None:
+            raise RefusedError("libdeflate needs a further package: pip install 'unpackd[libdeflate]'")
+
+
+def deflate(data: bytes | bytearray | memoryview, *, level: int = FAST_LEVEL, encoder: Encoder = Encoder.ISAL) -> bytes:
+    """Compress *data* to a zlib stream."""
+    match encoder:
+        case Encoder.ISAL:
+            return isal_zlib.compress(data, level=level)
+        case Encoder.ZLIB:
+            return zlib.compress(data, level)
+        case Encoder.LIBDEFLATE:
+            from deflate import zlib_compress  # noqa: PLC0415  # an optional package
+
+            return bytes(zlib_compress(data, level))
 
 
 def deflate_classic(data: bytes) -> bytes:

@@ -18,7 +18,7 @@ import structlog
 
 from fs.errors import FsError, RefusedError
 from fs.format.chunking import DEFAULT_SIZES, ChunkSizes, next_cut
-from fs.format.compression import FAST_LEVEL, Compression, deflate
+from fs.format.compression import FAST_LEVEL, Compression, Encoder, deflate
 from fs.format.hashes import Algorithm, Hash, Suffix
 from fs.format.tree import Chunk, Content
 from fs.store.base import Buffer, ObjectWriter, Store
@@ -39,8 +39,27 @@ class Codec:
 
     algorithm: Algorithm = Algorithm.SHA1
     compression: Compression = Compression.ZLIB
+    encoder: Encoder = Encoder.ISAL
     level: int = FAST_LEVEL
     chunk_sizes: ChunkSizes = DEFAULT_SIZES
+
+    def __post_init__(self) -> None:
+        """Raises RefusedError."""
+        self.encoder.check(self.level)
+
+    @classmethod
+    def parse(cls, text: str, *, chunk_sizes: ChunkSizes = DEFAULT_SIZES) -> Self:
+        """The codec that users call ``ENCODER``, ``ENCODER:LEVEL`` or ``none``. Raises RefusedError."""
+        if text == "none":
+            return cls(compression=Compression.NONE, chunk_sizes=chunk_sizes)
+        word, colon, level = text.partition(":")
+        try:
+            encoder = Encoder(word)
+            chosen = int(level) if colon else encoder.usual_level
+        except ValueError as error:
+            known = ", ".join(each.value for each in Encoder)
+            raise RefusedError(f"{text!r} is no codec: {known}, each with :LEVEL at will, or none") from error
+        return cls(encoder=encoder, level=chosen, chunk_sizes=chunk_sizes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,7 +223,9 @@ class Ingester:
         known = self._index.find(key)
         if known is not None and self._store.claim(known.hash, suffix, stored_bytes=known.stored_bytes):
             return known.hash
-        stored = deflate(data, level=codec.level) if codec.compression is Compression.ZLIB else data
+        stored: Buffer = data
+        if codec.compression is Compression.ZLIB:
+            stored = deflate(data, level=codec.level, encoder=codec.encoder)
         name = Hash.of(stored, codec.algorithm)
         self._store.put(name, suffix, stored)
         self._index.remember(key, _Stored(name, len(stored)))

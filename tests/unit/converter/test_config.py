@@ -6,6 +6,8 @@ import pytest
 
 from converter.config import load_farm_settings, load_settings
 from converter.errors import SettingsError
+from fs.errors import RefusedError
+from fs.publish.file_leases import FileLeases
 
 ABSENT = {"UNPACKD_CONFIG": ""}
 
@@ -95,3 +97,23 @@ def test_unknown_limit_of_the_environment_is_named() -> None:
 def test_file_that_was_asked_for_must_be_there(tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match="does not exist"):
         load_settings(tmp_path / "absent.toml", environment=ABSENT)
+
+
+def test_how_the_repository_is_written(tmp_path: Path) -> None:
+    file = tmp_path / "config.toml"
+    file.write_text(f'[converter]\ncodec = "zlib:9"\nchunk_bytes = [64, 128, 256]\nleases = "file://{tmp_path}"\n')
+
+    settings = load_settings(file, environment={})
+    writing = settings.writing()
+
+    assert (writing.codec.encoder.value, writing.codec.level, writing.codec.chunk_sizes.most) == ("zlib", 9, 256)
+    assert isinstance(writing.leases, FileLeases)
+    assert str(tmp_path) not in repr(settings.leases), "it may hold a password"
+    assert load_settings(file, environment={"UNPACKD_CODEC": "none"}).codec == "none"
+    assert load_settings(environment={}, file=None).writing().leases is None
+
+
+@pytest.mark.parametrize("variable", ["UNPACKD_CODEC", "UNPACKD_LEASES"])
+def test_a_codec_or_keeper_that_is_none_is_refused(variable: str) -> None:
+    with pytest.raises(RefusedError):
+        load_settings(environment={variable: "nonsense"}).writing()

@@ -73,6 +73,32 @@ def test_any_zlib_can_read_an_object() -> None:
     assert zlib.decompress(store.get(content.hash, Suffix.PLAIN, limit_bytes=1000)) == b"text " * 100
 
 
+@pytest.mark.parametrize("codec", ["isal", "isal:0", "isal:3", "zlib", "zlib:9", "libdeflate", "libdeflate:12", "none"])
+def test_every_codec_gives_what_all_readers_read(codec: str) -> None:
+    data = b"some text, some text " * 200
+    add, store = ingester(Codec.parse(codec))
+
+    content = add.add_bytes(data)
+
+    assert b"".join(read_parts(store, content)) == data
+    assert content.hash is not None
+    stored = store.get(content.hash, Suffix.PLAIN, limit_bytes=10_000)
+    assert (stored == data) if codec == "none" else (zlib.decompress(stored) == data)
+
+
+@pytest.mark.parametrize("codec", ["", "lz4", "isal:4", "isal:-1", "zlib:0", "zlib:x", "libdeflate:13", "none:1"])
+def test_codecs_that_are_none_are_refused(codec: str) -> None:
+    with pytest.raises(RefusedError):
+        Codec.parse(codec)
+
+
+def test_an_encoder_that_is_not_installed_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fs.format.compression.find_spec", lambda _: None)
+
+    with pytest.raises(RefusedError, match="libdeflate"):
+        Codec.parse("libdeflate")
+
+
 def test_what_is_known_is_not_compressed_again() -> None:
     store = CountingStore()
     add, _ = ingester(store=store)

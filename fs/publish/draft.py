@@ -36,6 +36,7 @@ _UPDATE = (
     " uid=?, gid=?, xattr=? WHERE md5path_1=? AND md5path_2=?"
 )
 _BY_KEY = "WHERE md5path_1=? AND md5path_2=?"
+_BORDER = Flag.NESTED_MOUNTPOINT.value | Flag.NESTED_ROOT.value | Flag.BIND_MOUNTPOINT.value
 _TEXTS = {"name", "symlink"}  # whatever their encoding, they travel as bytes
 _MOST_FREE = 0.2  # of pages; Source: CernVM-FS 2.12, catalog_rw.cc
 _MOST_WASTE = 0.25  # of row numbers, which become inode numbers; same source
@@ -54,6 +55,8 @@ class Draft:
         self.subtree = dict(counters.subtree)
         self.total_above = counters.total
         """What the catalog above believes to be the total of this one."""
+        self._nested: dict[bytes, NestedReference] | None = None
+        self.inserted = 0  # rows, by operations
         self.changes = 0
         """Only grows: tells if an operation changed something."""
 
@@ -85,6 +88,58 @@ class Draft:
             draft.own["regular"] += 1
         return draft
 
+    @property
+    def rows(self) -> int:
+        """How many entries the catalog has."""
+        return sum(self.own[kind] for kind in ("regular", "symlink", "special", "dir"))
+
+    @property
+    def has_binds(self) -> bool:
+        """True if an older revision is shown somewhere in it; such a directory cannot be moved."""
+        return any(reference.is_bind for reference in self.catalog.nested())
+
+    def heavy_directories(self, most_rows: int, least_rows: int) -> list[bytes]:
+        """Directories that would leave no more than *most_rows* here if each got a catalog; outer ones come last.
+
+        As for new trees: from the leaves up, the heaviest first, none that has fewer than *least_rows* itself.
+        """
+        children: dict[tuple[int, int], list[tuple[tuple[int, int], bytes]]] = {}
+        weights: dict[tuple[int, int], int] = {}
+        for first, second, *above, flags, name in self._db.execute(
+            "SELECT md5path_1, md5path_2, parent_1, parent_2, flags, CAST(name AS BLOB) FROM catalog"
+        ):
+            parent = (above[0], above[1])
+            weights[parent] = weights.get(parent, 0) + 1
+            if flags & Flag.DIRECTORY.value and not flags & _BORDER:
+                children.setdefault(parent, []).append(((first, second), name))
+        chosen: list[bytes] = []
+        self._weigh(self.mountpoint, path_key(self.mountpoint), children, weights, (most_rows, least_rows), chosen)
+        return chosen
+
+    def _weigh(  # noqa: PLR0913, PLR0917  # what a recursion shares
+        self,
+        path: bytes,
+        key: tuple[int, int],
+        children: Mapping[tuple[int, int], list[tuple[tuple[int, int], bytes]]],
+        weights: Mapping[tuple[int, int], int],
+        limits: tuple[int, int],
+        chosen: list[bytes],
+    ) -> int:
+        """The rows that the directory at *path* leaves in this catalog, its own included."""
+        most_rows, least_rows = limits
+        below = [
+            (self._weigh(path + b"/" + name, child, children, weights, limits, chosen), path + b"/" + name)
+            for child, name in children.get(key, ())
+            if child != key
+        ]
+        weight = 1 + weights.get(key, 0) + sum(each - 1 for each, _ in below)
+        for each, child_path in sorted(below, reverse=True):
+            if weight <= most_rows or each < least_rows:
+                break
+            chosen.append(child_path)
+            weight -= each - 1
+        return weight
+
     def lookup(self, path: bytes) -> Entry | None:
         """The entry of *path* in this catalog."""
         return self.catalog.lookup(path)
@@ -102,11 +157,24 @@ class Draft:
         key = path_key(path)
         self._db.executemany(INSERT_CHUNK, [(*key, part.offset, part.size, part.hash.digest) for part in chunks])
         count_entry(self.own, entry, chunks=len(chunks))
-        if shown_linkcount not in (None, entry.linkcount):
-            if not self._has_links():
-                self._db.execute(LINKS_SCHEMA)
-            self._db.execute(INSERT_LINK, (*key, 0, shown_linkcount))
+        if shown_linkcount is not None and shown_linkcount != entry.linkcount:
+            self.show_linkcount(path, shown_linkcount)
+        self.inserted += 1
         self.changes += 1
+
+    def shown_linkcount(self, path: bytes) -> int | None:
+        """The link count that the directory at *path* shows, if it is another one than its row has."""
+        if not self._has_links():
+            return None
+        query = f"SELECT linkcount FROM unpackd_links {_BY_KEY} AND link_group = 0"  # noqa: S608
+        row = self._db.execute(query, path_key(path)).fetchone()
+        return None if row is None else int(row[0])
+
+    def show_linkcount(self, path: bytes, linkcount: int) -> None:
+        """Let the directory at *path* show another link count than its row has."""
+        if not self._has_links():
+            self._db.execute(LINKS_SCHEMA)
+        self._db.execute(INSERT_LINK, (*path_key(path), 0, linkcount))
 
     def update(self, path: bytes, before: Entry, after: Entry) -> None:
         """Change the row of *path* without giving it a new row number. Not for chunked files."""
@@ -165,6 +233,8 @@ class Draft:
     def detach(self, path: bytes, total: Mapping[str, int]) -> None:
         """Remove the row of the nested catalog at *path*, of which this catalog counted *total*."""
         self._db.execute("DELETE FROM nested_catalogs WHERE path = CAST(? AS TEXT)", (path,))
+        if self._nested is not None:
+            self._nested.pop(path, None)
         self.own["nested"] -= 1
         for name in COUNTER_NAMES:
             self.subtree[name] -= total[name]
@@ -173,6 +243,8 @@ class Draft:
     def register(self, path: bytes, stored: StoredCatalog) -> None:
         """Say which version of the nested catalog at *path* is current."""
         self._db.execute(INSERT_NESTED, (path, str(stored.hash), stored.size))
+        if self._nested is not None:
+            self._nested[path] = NestedReference(path, stored.hash, stored.size)
         self.changes += 1
 
     def adopt_total(self, child: "Draft") -> None:
@@ -189,14 +261,9 @@ class Draft:
 
     def nested_at(self, path: bytes) -> NestedReference | None:
         """The nested catalog or bind mount point at exactly *path*."""
-        for table, is_bind in (("nested_catalogs", False), ("bind_mountpoints", True)):
-            row = self._db.execute(
-                f"SELECT sha1, size FROM {table} WHERE path = CAST(? AS TEXT)",  # noqa: S608  # names of ours
-                (path,),
-            ).fetchone()
-            if row is not None:
-                return NestedReference(path, Hash.parse(bytes(row[0]).decode("ascii", "replace")), row[1] or 0, is_bind)
-        return None
+        if self._nested is None:
+            self._nested = {reference.path: reference for reference in self.catalog.nested()}
+        return self._nested.get(path)
 
     def move(self, path: bytes, entry: Entry, target: "Draft") -> None:
         """Move one row, with its chunks and links, to another catalog."""

@@ -264,6 +264,8 @@ class Repository:
                 return
             revision = manifest.revision + 1
             keep = partial(self._keep, manifest.root_catalog.algorithm)
+            sizes = self._settings.catalogs
+            transaction.split(sizes.most_changed_rows, sizes.least_rows)
             root = transaction.seal(keep, revision=revision, last_modified_unix_s=now_s, ttl_s=ttl_s)
         finally:
             transaction.close()

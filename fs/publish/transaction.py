@@ -2,6 +2,7 @@
 
 import stat
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import assert_never
 
@@ -30,6 +31,9 @@ Fetch = Callable[[Hash], bytes]
 
 Keep = Callable[[bytes], StoredCatalog]
 """Stores the bytes of an uncompressed catalog."""
+
+_LOOKS = 10
+_THREADS = 2
 
 UNKNOWN = Hash(bytes(20))
 """Stands for the hash of a catalog that is not stored yet."""
@@ -98,30 +102,55 @@ class Transaction:
             case _:
                 assert_never(operation)
 
+    def split(self, most_rows: int, least_rows: int) -> None:
+        """Give catalogs of their own to directories of those that grew above *most_rows*, if they have *least_rows*.
+
+        So the catalogs that every commit rewrites stay small, however many images a repository comes to have. It is
+        tried now and then only, in case that there is nothing to divide.
+        """
+        step = max(most_rows // _LOOKS, 1)
+        for draft in list(self._drafts.values()):
+            has_grown = draft.rows // step > (draft.rows - draft.inserted) // step
+            if draft.rows > most_rows and has_grown and not draft.has_binds:
+                for path in draft.heavy_directories(most_rows, least_rows):
+                    self._divide(path)
+
     def seal(self, keep: Keep, *, revision: int, last_modified_unix_s: int, ttl_s: int) -> StoredCatalog:
-        """Store the changed catalogs, leaves first; gives the new root catalog."""
-        result = self._base.catalog
-        for draft in sorted(self._drafts.values(), key=lambda draft: draft.mountpoint.count(b"/"), reverse=True):
-            is_root = draft is self._root
-            if not draft.is_changed and not is_root:
-                draft.close()
-                continue
-            previous = self._base.catalog.hash if is_root else self._previous(draft)
-            if draft.parent is not None:
-                draft.parent.adopt_total(draft)
-            stored = keep(
-                draft.finish(
-                    revision=revision if is_root else draft.catalog.revision + 1,
-                    last_modified_unix_s=last_modified_unix_s,
-                    previous=previous,
-                    ttl_s=ttl_s if is_root else None,
-                )
-            )
-            if draft.parent is not None:
-                draft.parent.register(draft.mountpoint, stored)
-            result = stored
+        """Store the changed catalogs, leaves first, those of one depth in parallel; gives the new root catalog."""
+        stored = self._base.catalog
+        with ThreadPoolExecutor(_THREADS, thread_name_prefix="catalogs") as pool:
+            for level in self._levels():
+                finished = []
+                for draft in level:
+                    is_root = draft is self._root
+                    previous = self._base.catalog.hash if is_root else self._previous(draft)
+                    if draft.parent is not None:
+                        draft.parent.adopt_total(draft)
+                    database = draft.finish(
+                        revision=revision if is_root else draft.catalog.revision + 1,
+                        last_modified_unix_s=last_modified_unix_s,
+                        previous=previous,
+                        ttl_s=ttl_s if is_root else None,
+                    )
+                    finished.append((draft, pool.submit(keep, database)))
+                for draft, future in finished:
+                    stored = future.result()
+                    if draft.parent is not None:
+                        draft.parent.register(draft.mountpoint, stored)
         self._drafts.clear()
-        return result
+        return stored
+
+    def _levels(self) -> Iterator[list[Draft]]:
+        """The drafts to be stored, the deepest first; what changed in one changes those above it."""
+        by_depth: dict[int, list[Draft]] = {}
+        for draft in self._drafts.values():
+            by_depth.setdefault(draft.mountpoint.count(b"/"), []).append(draft)
+        for depth in sorted(by_depth, reverse=True):
+            changed = [draft for draft in by_depth[depth] if draft.is_changed or draft is self._root]
+            for draft in by_depth[depth]:
+                if draft not in changed:
+                    draft.close()
+            yield changed
 
     def close(self) -> None:
         """Forget everything that was not sealed."""
@@ -300,6 +329,8 @@ class Transaction:
             raise CatalogError(f"the catalog of {above.mountpoint!r} has no entry for {path!r}")
         child = Draft.empty(path, replace(entry, rowid=0), above, self._empty)
         child.total_above = dict.fromkeys(child.total_above, 0)
+        if (shown := above.shown_linkcount(path)) is not None:
+            child.show_linkcount(path, shown)
         pending = [path]
         while pending:
             for below, found in above.children(pending.pop()):

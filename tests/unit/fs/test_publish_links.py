@@ -32,7 +32,7 @@ class Line(Bench):
 
     def apply(self, *operations: Operation) -> View:
         transaction = Transaction(self.base, fetch=self._fetch, now_ns=NOW_NS, empty=self.empty)
-        apply_all(transaction, operations)
+        self.prepare(transaction, operations)
         revision = self.base.revision + 1
         root = transaction.seal(self.keep, revision=revision, last_modified_unix_s=revision, ttl_s=240)
         self.base = Base(root, revision)
@@ -40,6 +40,9 @@ class Line(Bench):
         verdict = check_tree(self.store, reference, CheckOptions(now=datetime.now(UTC), threads=1))
         assert [finding.message for finding in verdict.findings] == []
         return View(self.store, root.hash, revision=revision, cache=self.cache)
+
+    def prepare(self, transaction: Transaction, operations: tuple[Operation, ...]) -> None:
+        apply_all(transaction, operations)
 
     def _fetch(self, name: object) -> bytes:
         self.fetched += 1

@@ -21,7 +21,7 @@ _END_TIMEOUT_S = 20.0
 
 @dataclass(frozen=True, slots=True)
 class _Arrival:
-    name: str
+    name: Hash
     data: bytes
 
 
@@ -29,6 +29,7 @@ class _Arrival:
 class _Written:
     name: str
     file_bytes: int
+    replaced: int = 0
     error: OSError | None = None
 
 
@@ -53,21 +54,21 @@ class Arrivals:
         return self._waiting.get(str(name)) if self._waiting else None
 
     def put(self, name: Hash, data: bytes) -> None:
-        """A verified object came in."""
+        """A verified object came in. Its claim is released when it is on disk."""
         self.reap()
         text = str(name)
         if text in self._waiting:
             return
         self._cache.make_room(self._waiting_bytes + len(data))
         if self._waiting_bytes + len(data) > _WAITING_BYTES:
-            self._finish(_write(self._cache, _Arrival(text, data)))
+            self._finish(_write(self._cache, _Arrival(name, data)))
             return
         self._waiting[text] = data
         self._waiting_bytes += len(data)
         if self._thread is None:
             self._thread = threading.Thread(target=self._run, name="arrivals", daemon=True)
             self._thread.start()
-        self._queue.put(_Arrival(text, data))
+        self._queue.put(_Arrival(name, data))
 
     def reap(self) -> None:
         """Count what the thread has written."""
@@ -78,7 +79,7 @@ class Arrivals:
 
     def _finish(self, written: _Written) -> None:
         if written.error is None:
-            self._cache.count(written.name, written.file_bytes)
+            self._cache.count(written.name, written.file_bytes, written.replaced)
         else:
             self.lost += 1
             self._cache.full(written.error)
@@ -98,9 +99,10 @@ class Arrivals:
 
 def _write(cache: ObjectCache, arrival: _Arrival) -> _Written:
     """Put one object in its place; runs in the thread."""
+    name = str(arrival.name)
     checksums = Checksums()
     checksums.update(arrival.data)
-    content = arrival.data + checksums.trailer(arrival.name)
+    content = arrival.data + checksums.trailer(name)
     temporary = cache.temporary_path()
     try:
         descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
@@ -108,12 +110,14 @@ def _write(cache: ObjectCache, arrival: _Arrival) -> _Written:
             view = memoryview(content)
             while view:
                 view = view[os.write(descriptor, view) :]
-            cache.place(temporary, arrival.name)
+            replaced = cache.place(temporary, name)
         except OSError:
             os.unlink(temporary)  # noqa: PTH108  # one system call
             raise
         finally:
             os.close(descriptor)
     except OSError as error:
-        return _Written(arrival.name, 0, error)
-    return _Written(arrival.name, len(content))
+        return _Written(name, 0, error=error)
+    finally:
+        cache.unclaim(arrival.name)
+    return _Written(name, len(content), replaced)

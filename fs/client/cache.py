@@ -4,19 +4,21 @@
 below the directory       content
 ========================  ==========================================================================
 ``objects/<2>/<rest>``    objects, named by the hash of their *stored* form; see object_file.py
-``incoming/``             objects that are still arriving; emptied at each start
-``pins/``                 what is not removed to make room; see pins.py
-``lock``                  held by the process that uses the directory
-``newest.json`` …         what repository.py keeps beside the objects
+``incoming/<n>/``         objects that are still arriving, of the process in place *n*
+``users``, ``used`` …     how processes get along that use the directory at once; see sharing.py
+``mounts/…``              what belongs to repositories and mounts, among it what is pinned; see pins.py
 ========================  ==========================================================================
 
 There is no index that could disagree with the files: a start reads the names, sizes and times of the objects. An
 object is there as a whole or not at all (temporary file, rename); nothing is synced, because a file that a power cut
-spoilt fails its checksums and is fetched again. One process at a time uses a directory.
+spoilt fails its checksums and is fetched again.
+
+A process knows the objects that it found at its start, stored or used. What others stored it finds when it looks for
+it; if others stored or removed something it reads the directory again before it makes room, and then the times of use
+in the files decide. They are written at the first use and once a minute after that.
 """
 
 import errno
-import fcntl
 import itertools
 import os
 import time
@@ -24,13 +26,13 @@ from collections import Counter, OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 import structlog
 
-from fs.client.object_file import Checksums, ObjectFile
-from fs.errors import CorruptError, FsError, LockedError, RefusedError
+from fs.client.cache_writer import CacheFullError, CacheWriter
+from fs.client.object_file import ObjectFile
+from fs.client.sharing import CacheUsers, pinned_below
+from fs.errors import CorruptError, RefusedError
 from fs.format.hashes import Hash
 
 _log = structlog.get_logger()
@@ -38,10 +40,7 @@ _log = structlog.get_logger()
 _OPEN_FILES = 256
 _KEPT_SHARE = 0.75  # of the quota, after a clean-up
 _KEPT_PINNED_SHARE = 0.95  # if pinned objects have to go
-
-
-class CacheFullError(FsError):
-    """The cache cannot take an object now (disk full, read-only, failing); it has to be served past it."""
+_TOUCH_AGAIN_S = 60.0
 
 
 @dataclass(slots=True)
@@ -63,8 +62,8 @@ class ObjectCache:
 
     Args:
         directory: made if it is absent, readable by its owner only.
-        quota_bytes: what the objects may take. While an object arrives, and if a single one is larger than the
-            quota, it is exceeded by that object.
+        quota_bytes: what the objects may take, those of all processes. While an object arrives, and if a single one
+            is larger than the quota, it is exceeded by that object.
     """
 
     def __init__(self, directory: Path, quota_bytes: int) -> None:
@@ -74,22 +73,23 @@ class ObjectCache:
         self._objects = directory / "objects"
         self._incoming = directory / "incoming"
         self._sizes: OrderedDict[str, int] = OrderedDict()  # bytes on disk, least recently used first
-        self._used_bytes = 0
+        self._known_bytes = 0  # their sum
+        self._users = CacheUsers(directory)
         self._open: OrderedDict[str, ObjectFile] = OrderedDict()
         self._held: dict[str, int] = {}  # how many pins hold an object, which need not be here
-        self._touched: set[str] = set()  # whose time of use was written in this life
+        self._held_elsewhere: frozenset[str] = frozenset()  # by pins of other processes, as read last
+        self._touched: dict[str, float] = {}  # when its time of use was written
         self._pins = Counter[str]()  # what makes no room for others
         self._serials = itertools.count(1)
-        self._lock = -1
 
     @property
     def used_bytes(self) -> int:
         """What the objects take on disk."""
-        return self._used_bytes
+        return self._users.used()
 
     @property
     def object_count(self) -> int:
-        """How many objects there are."""
+        """How many objects this process knows."""
         return len(self._sizes)
 
     @property
@@ -109,58 +109,45 @@ class ObjectCache:
         else:
             self._held.pop(name, None)
 
-    def start(self, *, lock_timeout_s: float = 5.0, lock: int = -1) -> None:
-        """Lock the directory, remove what a crash left and learn what is there. Blocks for the disk.
-
-        Args:
-            lock_timeout_s: how long to wait for it.
-            lock: descriptor of the file that is locked already, if it is.
+    def start(self) -> None:
+        """Join those who use the directory, remove what a crash left and learn what is there. Blocks for the disk.
 
         Raises:
-            LockedError: another process uses it.
             RefusedError: the directory cannot be made or written.
         """
         try:
             self.directory.mkdir(parents=True, exist_ok=True, mode=0o700)
-            self._lock = lock
-            if lock < 0:
-                self._take_lock(lock_timeout_s)
-            self._incoming.mkdir(exist_ok=True, mode=0o700)
+            self._users.join()
+            incoming = self.directory / "incoming"
+            self._incoming = incoming / str(self._users.place)
+            self._incoming.mkdir(parents=True, exist_ok=True, mode=0o700)
             self._objects.mkdir(exist_ok=True, mode=0o700)
-            for leftover in self._incoming.iterdir():
-                leftover.unlink()
+            for folder in incoming.iterdir():
+                if folder == self._incoming or (folder.name.isdigit() and self._users.is_free(int(folder.name))):
+                    for leftover in folder.iterdir():
+                        leftover.unlink(missing_ok=True)
             self._scan()
         except OSError as error:
             self.close()
             raise RefusedError(f"the cache directory {self.directory} cannot be used: {error.strerror}") from error
         self.make_room(0)
 
-    def _take_lock(self, timeout_s: float) -> None:
-        self._lock = os.open(self.directory / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        deadline = time.monotonic() + timeout_s
-        while True:
-            try:
-                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                if time.monotonic() > deadline:
-                    self.close()
-                    raise LockedError(
-                        f"the cache directory {self.directory} is in use by another mount; name another with --cache"
-                    ) from None
-                time.sleep(0.05)
-            else:
-                return
-
     def _scan(self) -> None:
+        """Learn what is there, by the time of its last use."""
+        before = self._users.used()
         found: list[tuple[int, str, int]] = []
         for folder in self._objects.iterdir():
             with os.scandir(folder) as entries:
                 for entry in entries:
-                    status = entry.stat(follow_symlinks=False)
+                    try:
+                        status = entry.stat(follow_symlinks=False)
+                    except FileNotFoundError:
+                        continue  # another process made room
                     found.append((status.st_atime_ns, folder.name + entry.name, status.st_size))
         found.sort()
         self._sizes = OrderedDict((name, size) for _, name, size in found)
-        self._used_bytes = sum(self._sizes.values())
+        self._known_bytes = sum(self._sizes.values())
+        self._users.add(self._known_bytes - before)
 
     def _path(self, name: str) -> str:
         return f"{self._objects}/{name[:2]}/{name[2:]}"
@@ -183,7 +170,39 @@ class ObjectCache:
         return opened
 
     def __contains__(self, name: Hash) -> bool:
-        return str(name) in self._sizes
+        text = str(name)
+        return text in self._sizes or self._is_of_others(text)
+
+    def _is_of_others(self, text: str) -> bool:
+        """True if another process has stored the object; from then on it is known."""
+        if self._users.used() == self._known_bytes:
+            return False
+        try:
+            size = os.stat(self._path(text)).st_size  # noqa: PTH116  # one system call
+        except OSError:
+            return False
+        self._learn(text, size)
+        return True
+
+    def _learn(self, text: str, file_bytes: int) -> None:
+        if text not in self._sizes:
+            self._sizes[text] = file_bytes
+            self._known_bytes += file_bytes
+
+    def is_gone(self, name: Hash) -> bool:
+        """True if the object called *name*, which was there, is not any more: another process made room."""
+        if os.path.exists(self.path_of(name)):  # noqa: PTH110  # one system call
+            return False
+        self._forget(str(name))
+        return True
+
+    def claim(self, name: Hash) -> bool:
+        """True if no other process fetches the object called *name*; ``unclaim`` must follow."""
+        return self._users.claim(name)
+
+    def unclaim(self, name: Hash) -> None:
+        """The object called *name* has arrived, or will not. Any thread may call this."""
+        self._users.release(name)
 
     def pin(self, name: Hash) -> None:
         """Keep the object called *name*, which may not have arrived yet, whatever room is needed; ``unpin`` ends it."""
@@ -209,13 +228,15 @@ class ObjectCache:
         """Open the object for a caller that keeps it open and closes it. Raises CorruptError, OSError."""
         opened = ObjectFile(os.open(self.path_of(name), os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW), str(name))
         self.counts.hits += 1
-        self._use(str(name), opened)
+        self._learn(str(name), opened.state()[2])
+        self._use(str(name), opened, touch_again=False)  # who keeps it open looks at its times
         return opened
 
-    def _use(self, text: str, opened: ObjectFile) -> None:
+    def _use(self, text: str, opened: ObjectFile, *, touch_again: bool = True) -> None:
         if text in self._sizes:
             self._sizes.move_to_end(text)
-        if text not in self._touched:
+        touched = self._touched.get(text)
+        if touched is None or (touch_again and time.monotonic() - touched > _TOUCH_AGAIN_S):
             self._touch(text, opened)
 
     def _open_file(self, text: str) -> ObjectFile | None:
@@ -228,14 +249,15 @@ class ObjectCache:
         except (CorruptError, OSError) as error:
             self.discard(text, error)
             return None
+        self._learn(text, opened.state()[2])
         self._open[text] = opened
         if len(self._open) > _OPEN_FILES:
             self._open.popitem(last=False)[1].close()
         return opened
 
     def _touch(self, text: str, opened: ObjectFile) -> None:
-        """Write the time of use, once a life, so that the order of use survives a restart."""
-        self._touched.add(text)
+        """Write the time of use, so that the order of use survives a restart and others know it."""
+        self._touched[text] = time.monotonic()
         modified_ns = opened.state()[0]
         try:
             os.utime(opened.fileno(), ns=(time.time_ns(), modified_ns))
@@ -255,16 +277,19 @@ class ObjectCache:
         except OSError as error:
             if error.errno != errno.ENOENT:
                 _log.warning("cache_object_not_removed", object=text, reason=error.strerror)
+        else:
+            self._users.add(-self._sizes.get(text, 0))
         self._forget(text)
 
     def _forget(self, text: str) -> None:
-        self._used_bytes -= self._sizes.pop(text, 0)
-        self._touched.discard(text)
+        """Whatever became of it, this process does not know it any more."""
+        self._known_bytes -= self._sizes.pop(text, 0)
+        self._touched.pop(text, None)
         opened = self._open.pop(text, None)
         if opened is not None:
             opened.close()
 
-    def writer(self, name: Hash, *, expected_bytes: int = 0) -> "CacheWriter":
+    def writer(self, name: Hash, *, expected_bytes: int = 0) -> CacheWriter:
         """Begin to store an object; room for *expected_bytes* is made first.
 
         Raises:
@@ -283,7 +308,7 @@ class ObjectCache:
         self.counts.refused += 1
         _log.warning("cache_refuses_object", reason=error.strerror, directory=str(self.directory))
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            self.shrink(self._used_bytes // 2)
+            self.shrink(self.used_bytes // 2)
         return CacheFullError(f"the cache {self.directory} takes nothing: {error.strerror}")
 
     def temporary_path(self) -> str:
@@ -292,35 +317,43 @@ class ObjectCache:
 
     def adopt(self, text: str, temporary: str, file_bytes: int) -> None:
         """Put the finished file *temporary* in its place. Raises OSError."""
-        self.place(temporary, text)
-        self.count(text, file_bytes)
+        replaced = self.place(temporary, text)
+        self.count(text, file_bytes, replaced)
 
-    def place(self, temporary: str, text: str) -> None:
+    def place(self, temporary: str, text: str) -> int:
         """Put the finished file *temporary* in its place; ``count`` must follow. Any thread may call this.
+
+        Returns:
+            Bytes of the same object from another process, which is replaced; 0 if there is none.
 
         Raises:
             OSError: the disk does not take it.
         """
         place = self._path(text)
         try:
+            replaced = os.stat(place).st_size  # noqa: PTH116  # one system call
+        except OSError:
+            replaced = 0
+        try:
             os.rename(temporary, place)  # noqa: PTH104  # one system call
         except FileNotFoundError:
             os.makedirs(os.path.dirname(place), mode=0o700, exist_ok=True)  # noqa: PTH103, PTH120  # names are text here
             os.rename(temporary, place)  # noqa: PTH104  # one system call
+        return replaced
 
-    def count(self, text: str, file_bytes: int) -> None:
-        """The object called *text* is in its place."""
+    def count(self, text: str, file_bytes: int, replaced: int = 0) -> None:
+        """The object called *text* is in its place, where *replaced* bytes were taken before."""
         self._forget(text)
-        self._sizes[text] = file_bytes
-        self._used_bytes += file_bytes
-        self._touched.add(text)
+        self._learn(text, file_bytes)
+        self._users.add(file_bytes - replaced)
+        self._touched[text] = time.monotonic()
         self.counts.stored += 1
-        if self._used_bytes > self.quota_bytes:
+        if self.used_bytes > self.quota_bytes:
             self.make_room(0, keep=text)
 
     def make_room(self, coming_bytes: int, keep: str = "") -> None:
         """Remove what was not used for long if *coming_bytes* more would not fit, but neither *keep* nor pins."""
-        if self._used_bytes + coming_bytes > self.quota_bytes:
+        if self.used_bytes + coming_bytes > self.quota_bytes:
             self.shrink(max(0, int(self.quota_bytes * _KEPT_SHARE) - coming_bytes), keep=keep)
 
     def shrink(self, target_bytes: int, *, keep: str = "") -> None:
@@ -329,22 +362,29 @@ class ObjectCache:
         What trees hold goes only if that alone is more than fits: a cache that takes nothing would make every read of
         a new object a transfer.
         """
-        if self._used_bytes <= target_bytes:
+        if self.used_bytes <= target_bytes:
             return
-        self.counts.cleanups += 1
-        removable = [text for text in self._sizes if text != keep and text not in self._pins]
-        self._evict(target_bytes, [text for text in removable if text not in self._held])
-        pinned_target = max(target_bytes, int(self.quota_bytes * _KEPT_PINNED_SHARE))
-        if self._used_bytes > pinned_target and self._held:
-            before = self.counts.evicted
-            self._evict(pinned_target, [text for text in removable if text in self._held])
-            self.counts.evicted_pinned += self.counts.evicted - before
-            _log.warning("cache_too_small_for_pins", held_bytes=self.held_bytes, quota_bytes=self.quota_bytes)
-        _log.info("cache_cleaned", used_bytes=self._used_bytes, target_bytes=target_bytes)
+        with self._users.cleaning() as is_mine:
+            if not is_mine:
+                return
+            if self.used_bytes != self._known_bytes:
+                self._scan()
+                self._held_elsewhere = pinned_below(self.directory)
+            self.counts.cleanups += 1
+            removable = [text for text in self._sizes if text != keep and text not in self._pins]
+            is_held = self._held.keys() | self._held_elsewhere
+            self._evict(target_bytes, [text for text in removable if text not in is_held])
+            pinned_target = max(target_bytes, int(self.quota_bytes * _KEPT_PINNED_SHARE))
+            if self.used_bytes > pinned_target and is_held:
+                before = self.counts.evicted
+                self._evict(pinned_target, [text for text in removable if text in is_held])
+                self.counts.evicted_pinned += self.counts.evicted - before
+                _log.warning("cache_too_small_for_pins", held_bytes=self.held_bytes, quota_bytes=self.quota_bytes)
+        _log.info("cache_cleaned", used_bytes=self.used_bytes, target_bytes=target_bytes)
 
     def _evict(self, target_bytes: int, names: Sequence[str]) -> None:
         for text in names:
-            if self._used_bytes <= target_bytes:
+            if self.used_bytes <= target_bytes:
                 break
             self._remove(text)
             self.counts.evicted += 1
@@ -354,66 +394,7 @@ class ObjectCache:
         return iter(list(self._sizes))
 
     def close(self) -> None:
-        """Close all files and give the lock up."""
+        """Close all files and leave."""
         while self._open:
             self._open.popitem()[1].close()
-        if self._lock >= 0:
-            os.close(self._lock)
-            self._lock = -1
-
-
-class CacheWriter:
-    """An object on its way into the cache: write, then commit; leaving the context without commit removes it."""
-
-    def __init__(self, cache: ObjectCache, name: str, path: str, descriptor: int) -> None:
-        self._cache = cache
-        self._name = name
-        self._path = path
-        self._descriptor = descriptor
-        self._checksums = Checksums()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._descriptor >= 0:
-            os.close(self._descriptor)
-            self._descriptor = -1
-            os.unlink(self._path)  # noqa: PTH108  # one system call
-
-    @property
-    def size_bytes(self) -> int:
-        """What was written so far."""
-        return self._checksums.size_bytes
-
-    def restart(self) -> None:
-        """Forget what was written."""
-        if not self._checksums.size_bytes:
-            return
-        os.ftruncate(self._descriptor, 0)
-        os.lseek(self._descriptor, 0, os.SEEK_SET)
-        self._checksums = Checksums()
-
-    def write(self, piece: bytes) -> None:
-        """The next bytes of the uncompressed object. May run in a worker thread. Raises OSError."""
-        self._checksums.update(piece)
-        self._write(piece)
-
-    def _write(self, piece: bytes) -> None:
-        view = memoryview(piece)
-        while view:
-            view = view[os.write(self._descriptor, view) :]
-
-    def commit(self) -> None:
-        """Everything was written and verified: the object is in the cache from now on. Raises CacheFullError."""
-        size = self._checksums.size_bytes
-        trailer = self._checksums.trailer(self._name)
-        try:
-            self._write(trailer)
-            self._cache.adopt(self._name, self._path, size + len(trailer))
-        except OSError as error:
-            raise self._cache.full(error) from error
-        os.close(self._descriptor)
-        self._descriptor = -1
+        self._users.leave()

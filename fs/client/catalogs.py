@@ -11,7 +11,7 @@ from urllib.parse import quote
 
 import structlog
 
-from fs.client.cache import CacheFullError
+from fs.client.cache_writer import CacheFullError
 from fs.client.object_file import ObjectFile
 from fs.client.objects import Objects, check_file
 from fs.client.receiving import ObjectRef
@@ -26,6 +26,7 @@ _log = structlog.get_logger()
 _LIMIT_BYTES = 2 << 30
 _IN_MEMORY_LIMIT_BYTES = 256 << 20  # where the cache takes nothing
 _PAGE_CACHE_KIB = 512
+_OPENINGS = 3
 _PINNED_SHARE = 0.5  # of the quota
 
 
@@ -128,12 +129,19 @@ class Catalogs:
 
     async def _opened(self, ref: CatalogRef) -> _Open:
         wanted = ObjectRef(ref.hash, Suffix.CATALOG, limit_bytes=_LIMIT_BYTES)
+        path = self.objects.cache.path_of(ref.hash)
         try:
-            file = await self.objects.file(wanted)
+            for _ in range(_OPENINGS):
+                file = await self.objects.file(wanted)
+                try:
+                    return _open_file(file, path, ref.mountpoint)
+                except CatalogError:
+                    if not self.objects.cache.is_gone(ref.hash):  # another process may have made room just now
+                        raise
         except CacheFullError:
-            wanted = ObjectRef(ref.hash, Suffix.CATALOG, limit_bytes=_IN_MEMORY_LIMIT_BYTES)
-            return _Open(Catalog(connect_bytes(await self.objects.whole(wanted)), ref.mountpoint), None, None)
-        return _open_file(file, self.objects.cache.path_of(ref.hash), ref.mountpoint)
+            _log.debug("catalog_in_memory", object=str(ref.hash))
+        wanted = ObjectRef(ref.hash, Suffix.CATALOG, limit_bytes=_IN_MEMORY_LIMIT_BYTES)
+        return _Open(Catalog(connect_bytes(await self.objects.whole(wanted)), ref.mountpoint), None, None)
 
     def _close(self, ref: CatalogRef, opened: _Open) -> None:
         opened.close()

@@ -1,6 +1,5 @@
 """Commands about mounts. Imports are light: what is heavy is imported when its command runs."""
 
-import hashlib
 import os
 import platform
 import re
@@ -73,7 +72,7 @@ def mount(
         typer.Option("--blacklist", help="File of revoked certificates and forbidden revisions; repeatable."),
     ] = None,
     cache: Annotated[
-        Path | None, typer.Option("--cache", help="Directory for cached objects; one below it a repository.")
+        Path | None, typer.Option("--cache", help="Directory for cached objects; mounts may share it.")
     ] = None,
     quota: Annotated[str, typer.Option("--quota", help="What the cache may take, as 4000M or 4GiB.")] = "4000M",
     external_url: Annotated[
@@ -126,7 +125,7 @@ def mount(
     with command_errors(as_json=as_json):
         from fs.client.background import serve_held, start_held, start_in_background
         from fs.client.holder import Inheritance
-        from fs.client.mountpoints import absolute, check_mountpoint
+        from fs.client.mountpoints import absolute, check_mountpoint, own_file
 
         where = absolute(mountpoint)
         selection = (tag, revision, root_hash)
@@ -137,7 +136,8 @@ def mount(
         inherited = None if session is None else Inheritance.parse(session)
         if inherited is None:
             check_mountpoint(where)
-        directory = _cache_directory(cache, name, selection)
+        objects = _cache_directory(cache)
+        state = objects / "mounts" / name
         quota_bytes = parse_size(quota)
         public_keys = _read_keys(pubkey or [], ca_dir or [])
         proxies = _proxies(proxy, is_sharded=proxy_shard)
@@ -165,7 +165,8 @@ def mount(
                 public_keys_pem=public_keys,
                 ca_directories=tuple(folder.absolute() for folder in ca_dir or ()),
                 blacklists=tuple(file.absolute() for file in blacklist or ()),
-                cache=directory,
+                cache=objects,
+                state=state,
                 quota_bytes=quota_bytes,
                 external_urls=_split(external_url or []),
                 proxies=proxies,
@@ -186,9 +187,9 @@ def mount(
         if foreground:
             serve(lambda: say(f"{name} is mounted at {where}"))
             return
-        log_file = directory / f"mount-{hashlib.sha256(os.fsencode(where)).hexdigest()[:8]}.log"
+        log_file = own_file(state, where, "log")
         if is_held:
-            process = start_held(_repeated(context), where, directory / "lock", log_file)
+            process = start_held(_repeated(context), where, own_file(state, where, "lock"), log_file)
         else:
             process = start_in_background(serve, log_file)
         if as_json:
@@ -273,15 +274,14 @@ def _read_keys(paths: list[Path], authorities: list[Path]) -> bytes:
     return read_public_keys(paths)
 
 
-def _cache_directory(base: Path | None, name: str, selection: tuple[object, ...]) -> Path:
-    """One directory a repository and fixed revision: a directory has one user at a time."""
+def _cache_directory(base: Path | None) -> Path:
+    """Where the objects lie, of all repositories."""
     if base is None:
         if os.geteuid() == 0:
             base = Path("/var/lib/unpackd/cache")
         else:
             base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "unpackd"
-    chosen = next((str(choice) for choice in selection if choice is not None), None)
-    return base.absolute() / (name if chosen is None else f"{name}@{chosen.replace('/', '_')}")
+    return base.absolute()
 
 
 def umount(

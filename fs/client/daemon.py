@@ -26,7 +26,14 @@ from fs.client.frontend import Kept, Session
 from fs.client.holder import Inheritance
 from fs.client.magic import MountFacts
 from fs.client.metrics import Labels, Metric, exposition, listen_for_metrics, serve_metrics
-from fs.client.mountpoints import MountError, control_socket, prepare_runtime_directory, tear_down
+from fs.client.mountpoints import (
+    MountError,
+    control_socket,
+    own_file,
+    prepare_runtime_directory,
+    take_lock,
+    tear_down,
+)
 from fs.client.objects import Objects
 from fs.client.operations import Operations
 from fs.client.profile import Read, parse_profile, profile_document, read_profile
@@ -58,7 +65,8 @@ class MountSettings:
     public_keys_pem: bytes
     ca_directories: tuple[Path, ...] = ()
     blacklists: tuple[Path, ...] = ()
-    cache: Path  # of this mount alone
+    cache: Path  # may be shared with other mounts
+    state: Path  # what is kept of the repository; may be shared with its other mounts
     quota_bytes: int = 4_000_000_000
     external_urls: tuple[str, ...] = ()
     proxies: ProxyGroups = field(default_factory=ProxyGroups)
@@ -72,6 +80,10 @@ class MountSettings:
     reads_ahead: bool = True  # fetch what readers seem to want next
     metrics: tuple[str, int] | None = None  # where to serve figures over HTTP
     limits: HttpLimits = field(default_factory=HttpLimits)
+
+    def own_file(self, kind: str) -> Path:
+        """A file of this mount alone."""
+        return own_file(self.state, self.mountpoint, kind)
 
 
 class LogTail:
@@ -110,9 +122,11 @@ class MountDaemon:
         _allow_open_files()
         keys = load_public_keys(settings.public_keys_pem) if settings.public_keys_pem else ()
         cache = ObjectCache(settings.cache, settings.quota_bytes)
-        lock = -1 if settings.inherited is None else settings.inherited.lock
-        await anyio.to_thread.run_sync(partial(cache.start, lock=lock))
+        lock = -1
+        if settings.inherited is None:
+            lock = await anyio.to_thread.run_sync(take_lock, settings.own_file("lock"), settings.mountpoint)
         try:
+            await anyio.to_thread.run_sync(cache.start)
             async with open_network(
                 limits=settings.limits, proxies=settings.proxies, retries=RetrySettings(settings.retries)
             ) as network:
@@ -122,7 +136,7 @@ class MountDaemon:
                     self._facts.external = network.mirrors(settings.external_urls)
                 catalogs = Catalogs(Objects(cache, PatientReader(mirrors), self._facts.external))
                 anchor = Anchor(settings.name, keys, settings.ca_directories, settings.blacklists)
-                repository = Repository(anchor, mirrors, catalogs, selection=settings.selection)
+                repository = Repository(anchor, mirrors, catalogs, selection=settings.selection, state=settings.state)
                 try:
                     await repository.open()
                     await self._serve(repository, network, ready)
@@ -131,6 +145,8 @@ class MountDaemon:
                     catalogs.objects.settle()
         finally:
             cache.close()
+            if lock >= 0:
+                os.close(lock)
 
     async def _serve(self, repository: Repository, network: Network, ready: Callable[[], None]) -> None:
         settings = self._settings
@@ -139,7 +155,7 @@ class MountDaemon:
             raise CatalogError(f"the root of {settings.name} is no directory")
         operations = Operations(repository, root, variables=settings.variables)
         operations.prefetcher.looks_ahead = settings.reads_ahead
-        operations.pins.load()
+        operations.pins.load(settings.own_file("pins"))
         session = open_session(operations, self._facts, settings)
         refresher = Refresher(operations, self._facts, session.revoke, self._end_for_all)
         socket = control_socket(settings.mountpoint, os.geteuid())
@@ -221,7 +237,7 @@ def open_session(operations: Operations, facts: MountFacts, settings: MountSetti
         from fs.client.wire_session import WireSession, hold  # noqa: PLC0415
 
         inherited = settings.inherited
-        held = None if inherited is None else hold(operations, inherited, settings.cache / "session.journal")
+        held = None if inherited is None else hold(operations, inherited, settings.own_file("journal"))
         wire = WireFrontend(operations, facts, kept, None if held is None else held.journal)
         return WireSession(wire, settings.name, settings.mountpoint, allows_other=settings.allows_other, held=held)
     from fs.client.pyfuse3_frontend import Pyfuse3Frontend  # noqa: PLC0415

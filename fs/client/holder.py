@@ -1,9 +1,9 @@
 """The session holder: keeps a mount's connection to the kernel while its daemon dies, restarts or is upgraded.
 
-``python -m fs.client.holder PLAN``: PLAN is a JSON document, see Plan. The holder opens ``/dev/fuse``, locks the cache
-directory and starts the daemon, which inherits both. While the file system is mounted, a daemon that ends in whatever
-way is followed by a new one, from the files that are installed then. What the kernel had asked the dead one is asked
-again. SIGTERM to the holder is passed on: the daemon unmounts and ends, and so does the holder.
+``python -m fs.client.holder PLAN``: PLAN is a JSON document, see Plan. The holder opens ``/dev/fuse``, locks a file
+of the mount and starts the daemon, which inherits both. While the file system is mounted, a daemon that ends in
+whatever way is followed by a new one, from the files that are installed then. What the kernel had asked the dead one is
+asked again. SIGTERM to the holder is passed on: the daemon unmounts and ends, and so does the holder.
 
 It has to outlive everything, so it is small: the standard library only, one thread, and it never touches the mount.
 """
@@ -98,8 +98,7 @@ class Holder:
         except OSError as error:
             return self._fail(f"{error.filename} cannot be opened: {error.strerror}", _EXIT_FAILED)
         if not self._take_lock():
-            directory = str(Path(self._plan.lock).parent)
-            sentence = f"the cache directory {directory} is in use by another mount; name another with --cache"
+            sentence = f"another daemon still serves {self._plan.mountpoint}, or has not ended yet"
             return self._fail(sentence, _EXIT_LOCKED)
         code = self._outlive(self._start(self._plan.tell, is_resumed=False))
         failures = 0

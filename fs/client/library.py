@@ -353,13 +353,13 @@ def open_repository(
         url: where it is; several are mirrors of each other, best first. ``http``, ``https`` and ``file``.
         name: as its manifest says it.
         pubkey: the public key of the repository, or several: PEM files, or directories of ``*.pub``.
-        cache: directory for its objects, used by one process at a time; by default one that is removed at the end.
+        cache: directory for its objects, that of mounts or one's own; by default one that is removed at the end.
         options: the rest.
 
     Raises:
         NotTrustedError, MalformedError: nothing that is offered can be believed.
         AbsentError, UnreachableError: it cannot be had.
-        LockedError: the cache directory is in use.
+        RefusedError: the cache directory cannot be used.
     """
     chosen = options or Options()
     files = [pubkey] if isinstance(pubkey, str | bytes | os.PathLike) else list(pubkey)
@@ -382,6 +382,8 @@ def open_repository(
         catalogs = Catalogs(objects)
         stack.callback(portal.call, catalogs.close)
         anchor = Anchor(name, keys, chosen.ca_directories, chosen.blacklists)
-        repository = Repository(anchor, mirrors, catalogs, selection=chosen.selection)
+        state = directory / "mounts" / name
+        state.mkdir(parents=True, exist_ok=True, mode=0o700)
+        repository = Repository(anchor, mirrors, catalogs, selection=chosen.selection, state=state)
         portal.call(repository.open)
         yield OpenRepository(portal, repository, chosen.variables)

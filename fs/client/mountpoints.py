@@ -2,6 +2,7 @@
 
 import ctypes
 import errno
+import fcntl
 import hashlib
 import os
 import re
@@ -169,6 +170,36 @@ def unmount(mountpoint: Path, *, is_lazy: bool) -> Mount:
     if not is_served(mounted):
         control_socket(mountpoint, mounted.uid).unlink(missing_ok=True)  # a daemon that was killed left it
     return mounted
+
+
+def own_file(state: Path, mountpoint: Path, kind: str) -> Path:
+    """The file below *state* that belongs to the mount at *mountpoint* alone: its log, journal, lock."""
+    return state / f"mount-{hashlib.sha256(os.fsencode(mountpoint)).hexdigest()[:8]}.{kind}"
+
+
+def take_lock(path: Path, mountpoint: Path, *, timeout_s: float = 5.0) -> int:
+    """Make sure that one daemon serves *mountpoint* with what is kept beside the file *path*; gives its descriptor.
+
+    Raises:
+        LockedError: another daemon does.
+        RefusedError: the file cannot be made.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise RefusedError(f"the cache directory {path.parent} cannot be used: {error.strerror}") from error
+    deadline = time.monotonic() + timeout_s
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                os.close(descriptor)
+                raise LockedError(f"another daemon still serves {mountpoint}, or has not ended yet") from None
+            time.sleep(0.05)
+        else:
+            return descriptor
 
 
 def tear_down(mountpoint: Path) -> None:

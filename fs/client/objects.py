@@ -13,7 +13,8 @@ import anyio.to_thread
 import structlog
 
 from fs.client.arrivals import Arrivals
-from fs.client.cache import CacheFullError, ObjectCache
+from fs.client.cache import ObjectCache
+from fs.client.cache_writer import CacheFullError
 from fs.client.metrics import Latencies
 from fs.client.object_file import ObjectFile
 from fs.client.receiving import MemorySink, ObjectReceiver, ObjectRef, SinkFailedError, WindowSink
@@ -26,6 +27,9 @@ _log = structlog.get_logger()
 
 _SMALL_BYTES = 1 << 18  # such objects are given from memory when they arrive, and written to the cache afterwards
 _WINDOW_BYTES = 4 << 20
+_LOOK_S = 0.001  # how soon to look again if another process fetches an object
+_LOOK_AT_LEAST_S = 0.05
+_PATIENCE_S = 20.0
 _WINDOWS = 8  # kept in memory when the disk takes nothing
 
 
@@ -103,12 +107,16 @@ class Objects:
             AbsentError, CorruptError, RefusedError, UnreachableError: no server gives it.
         """
         error: Exception | None = None
-        for _ in range(2):
+        for _ in range(3):
             if ref.hash not in self.cache:
                 self.cache.counts.misses += 1
                 await self._fetching.run(ref.hash, lambda: self._fetch(ref))
             try:
                 opened = self.cache.open_private(ref.hash)
+            except FileNotFoundError as failure:
+                error = failure
+                self.cache.is_gone(ref.hash)  # another process made room
+                continue
             except (CorruptError, OSError) as failure:
                 error = failure
                 self.cache.discard(ref.hash, failure)
@@ -139,19 +147,40 @@ class Objects:
 
     async def _fetch(self, ref: ObjectRef) -> bytes | None:
         """Fetch the object; its bytes if it is small, else None and it is in the cache."""
-        if ref.size is not None and ref.size <= _SMALL_BYTES:
-            sink = MemorySink()
-            await self._receive(ref, ObjectReceiver(ref, sink))
-            self._arrivals.put(ref.hash, sink.content)
-            return sink.content
-        with self.cache.writer(ref.hash, expected_bytes=ref.size or 0) as writer:
-            receiver = ObjectReceiver(ref, writer)
-            try:
-                await self._receive(ref, receiver)
-            except SinkFailedError as error:
-                raise self.cache.full(error.cause) from error
-            writer.commit()
+        if not self.cache.claim(ref.hash) and await self._comes_from_elsewhere(ref.hash):
+            return None
+        is_handed_on = False
+        try:
+            if ref.size is not None and ref.size <= _SMALL_BYTES:
+                sink = MemorySink()
+                await self._receive(ref, ObjectReceiver(ref, sink))
+                self._arrivals.put(ref.hash, sink.content)
+                is_handed_on = True
+                return sink.content
+            with self.cache.writer(ref.hash, expected_bytes=ref.size or 0) as writer:
+                receiver = ObjectReceiver(ref, writer)
+                try:
+                    await self._receive(ref, receiver)
+                except SinkFailedError as error:
+                    raise self.cache.full(error.cause) from error
+                writer.commit()
+        finally:
+            if not is_handed_on:
+                self.cache.unclaim(ref.hash)
         return None
+
+    async def _comes_from_elsewhere(self, name: Hash) -> bool:
+        """Wait while another process fetches the object, not for ever; True if it is in the cache then."""
+        delay_s = _LOOK_S
+        with anyio.move_on_after(_PATIENCE_S):
+            while not self.cache.claim(name):
+                await anyio.sleep(delay_s)
+                delay_s = min(2 * delay_s, _LOOK_AT_LEAST_S)
+            if name not in self.cache:
+                return False  # it is ours now
+            self.cache.unclaim(name)
+            return True
+        return name in self.cache
 
     def is_arriving(self, name: Hash) -> bool:
         """True if it was verified and is on its way into the cache."""

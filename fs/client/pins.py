@@ -2,7 +2,7 @@
 
 A pin has an owner, who can list and replace what is his, and the path of a directory. It holds the objects and catalogs
 that were used below that path while it was there, so it costs nothing beforehand and fetches nothing; their names are
-appended to ``pins/<hash of owner and path>`` in the cache's directory, of which the first line is the pin itself. That
+appended to ``<hash of owner and path>`` in a directory of the mount, of which the first line is the pin itself. That
 is not synced: after a power cut a pin may hold less, and the rest again when it is used. Pins are kept until they are
 taken away, whatever ends in between. All of it belongs to one event loop.
 """
@@ -45,11 +45,12 @@ class Pins:
 
     Args:
         cache: started.
+        folder: where they are kept; of this mount alone.
     """
 
-    def __init__(self, cache: ObjectCache) -> None:
+    def __init__(self, cache: ObjectCache, folder: Path | None = None) -> None:
         self._cache = cache
-        self._folder = cache.directory / "pins"
+        self._folder = folder or cache.directory / "pins"
         self._pins: dict[tuple[str, bytes], Pin] = {}
         self._by_path: dict[bytes, list[Pin]] = {}
         self._depths: tuple[int, ...] = ()
@@ -57,8 +58,9 @@ class Pins:
     def __bool__(self) -> bool:
         return bool(self._pins)
 
-    def load(self) -> None:
-        """Take over what an earlier life has kept. Blocks for the disk."""
+    def load(self, folder: Path | None = None) -> None:
+        """Take over what an earlier life has kept, in *folder* from now on. Blocks for the disk."""
+        self._folder = folder or self._folder
         try:
             files = sorted(self._folder.iterdir())
         except FileNotFoundError:
@@ -93,7 +95,7 @@ class Pins:
         pin = Pin(owner, path, self._folder / name)
         head = json.dumps({"owner": owner, "path": os.fsdecode(path)})
         try:
-            self._folder.mkdir(exist_ok=True, mode=0o700)
+            self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
             pin.file.write_text(head + "\n", "ascii")
         except OSError as error:
             raise RefusedError(f"a pin cannot be kept: {error.strerror}") from error

@@ -14,7 +14,7 @@ import anyio.abc
 import structlog
 from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
 
-from fs.client.cache import CacheFullError
+from fs.client.cache_writer import CacheFullError
 from fs.client.catalogs import CatalogRef
 from fs.client.profile import Read
 from fs.client.receiving import ObjectRef

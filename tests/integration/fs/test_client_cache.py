@@ -7,9 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fs.client.cache import CacheFullError, ObjectCache
+from fs.client.cache import ObjectCache
+from fs.client.cache_writer import CacheFullError
 from fs.client.object_file import BLOCK_BYTES, Checksums, ObjectFile
-from fs.errors import CorruptError, LockedError
+from fs.errors import CorruptError
 from fs.format.hashes import Hash
 
 QUOTA = 100_000
@@ -17,7 +18,7 @@ QUOTA = 100_000
 
 def _cache(directory: Path, quota_bytes: int = QUOTA) -> ObjectCache:
     cache = ObjectCache(directory, quota_bytes)
-    cache.start(lock_timeout_s=0.1)
+    cache.start()
     return cache
 
 
@@ -84,7 +85,7 @@ def test_what_a_crash_left_is_removed(tmp_path: Path) -> None:
     cache.writer(Hash.of(b"x")).write(b"part")
     cache.close()
     cache = _cache(tmp_path)
-    assert list((tmp_path / "incoming").iterdir()) == []
+    assert list((tmp_path / "incoming" / "0").iterdir()) == []
     assert cache.object_count == 0
     cache.close()
 
@@ -94,17 +95,86 @@ def test_an_attempt_that_was_not_committed_leaves_nothing(tmp_path: Path) -> Non
     with cache.writer(Hash.of(b"x")) as writer:
         writer.write(b"x")
         writer.restart()
-    assert list((tmp_path / "incoming").iterdir()) == []
+    assert list((tmp_path / "incoming" / "0").iterdir()) == []
     assert cache.find(Hash.of(b"x")) is None
     cache.close()
 
 
-def test_a_directory_has_one_user(tmp_path: Path) -> None:
+def _on_disk(directory: Path) -> int:
+    return sum(file.stat().st_size for file in (directory / "objects").rglob("*") if file.is_file())
+
+
+def test_two_users_of_a_directory_keep_one_quota_and_find_what_the_other_stored(tmp_path: Path) -> None:
+    one, other = _cache(tmp_path), _cache(tmp_path)
+    names = [
+        _store(cache, _content(2 * number + turn)) for number in range(6) for turn, cache in enumerate((one, other))
+    ]
+    assert one.used_bytes == other.used_bytes == _on_disk(tmp_path) <= QUOTA
+    kept = [name for name in names if Path(one.path_of(name)).exists()]
+    assert names[-1] in kept
+    for cache in (one, other):
+        assert set(kept) <= {name for name in names if name in cache}  # it may believe in what is gone
+        for name in kept:
+            found = cache.find(name)
+            assert found is not None
+            assert found.size_bytes == 20_000
+        assert [name for name in names if cache.find(name) is not None] == kept
+        assert cache.counts.damaged == 0
+    one.close()
+    other.close()
+
+
+def test_what_the_other_uses_is_kept_longer(tmp_path: Path) -> None:
+    one, other = _cache(tmp_path), _cache(tmp_path)
+    names = [_store(one, _content(number)) for number in range(4)]
+    os.utime(one.path_of(names[0]), (1, 1))
+    other._touched.clear()
+    assert other.find(names[0]) is not None  # its time of use is written
+    for number in range(10, 12):
+        _store(other, _content(number))
+    assert Path(one.path_of(names[0])).exists()
+    assert not Path(one.path_of(names[1])).exists()
+    one.close()
+    other.close()
+
+
+def test_what_a_killed_user_left_is_removed_and_what_a_living_one_writes_is_not(tmp_path: Path) -> None:
+    one = _cache(tmp_path)
+    (tmp_path / "incoming" / "7").mkdir()
+    (tmp_path / "incoming" / "7" / "1").write_bytes(b"half")
+    with one.writer(Hash.of(b"whole")) as writer:
+        writer.write(b"whole")
+        other = _cache(tmp_path)
+        assert not list((tmp_path / "incoming" / "7").iterdir())
+        writer.commit()
+    assert other.find(Hash.of(b"whole")) is not None
+    one.close()
+    other.close()
+
+
+def test_a_number_that_went_wrong_is_set_right(tmp_path: Path) -> None:
     cache = _cache(tmp_path)
-    with pytest.raises(LockedError):
-        _cache(tmp_path)
+    _store(cache, _content(1))
+    (tmp_path / "used").write_bytes(b"\xff" * 4 + bytes(4))  # as after a kill, only more
+    _store(cache, _content(2))
+    assert cache.used_bytes == _on_disk(tmp_path)
     cache.close()
-    _cache(tmp_path).close()
+    (tmp_path / "used").write_bytes(b"junk")
+    cache = _cache(tmp_path)
+    assert cache.used_bytes == _on_disk(tmp_path)
+    cache.close()
+
+
+def test_one_user_fetches_an_object_at_a_time_and_a_dead_one_none(tmp_path: Path) -> None:
+    one, other = _cache(tmp_path), _cache(tmp_path)
+    name = Hash.of(b"x")
+    assert one.claim(name)
+    assert not other.claim(name)
+    assert other.claim(Hash.of(b"y"))
+    one.close()
+    assert other.claim(name)
+    other.release(name)
+    other.close()
 
 
 def test_what_is_pinned_makes_no_room(tmp_path: Path) -> None:
@@ -139,7 +209,7 @@ def test_an_evicted_file_that_is_open_stays_readable(tmp_path: Path) -> None:
 
 def test_a_directory_that_cannot_be_written_takes_nothing(tmp_path: Path) -> None:
     cache = _cache(tmp_path)
-    os.rmdir(tmp_path / "incoming")
+    os.rmdir(tmp_path / "incoming" / "0")
     with pytest.raises(CacheFullError):
         cache.writer(Hash.of(b"x"))
     cache.close()

@@ -1,5 +1,6 @@
 """The session holder: daemons are killed, restarted and replaced under those who read."""
 
+import fcntl
 import hashlib
 import os
 import platform
@@ -15,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from fs.client.holder import kernel_can_resume
+from fs.client.mountpoints import own_file
 from fs.publish.operations import MakeDirectory, Remove
 from tests.support.flaky_origin import flaky_origin
 from tests.support.mounts import TestMount, mounted, unpackd
@@ -207,10 +209,10 @@ def test_what_cannot_be_mounted_says_why(published: Published, work: Path) -> No
     absent = unpackd("mount", *arguments, "--url", "http://127.0.0.1:9/none")
     assert (absent.returncode, "did not give" in absent.stderr) == (13, True), absent.stderr
     assert not os.path.ismount(mountpoint)
-    with mounted(published.name, [published.storage.as_uri()], published.public_key, work / "first", *WIRE):
-        url = published.storage.as_uri()
-        shared = [published.name, mountpoint, "--pubkey", published.public_key, "--cache", work / "first" / "cache"]
-        locked = unpackd("mount", *shared, *WIRE, "--url", url)
-        assert (locked.returncode, "--cache" in locked.stderr) == (11, True), locked.stderr
+    lock = own_file(work / "cache" / "mounts" / published.name, mountpoint, "lock")
+    with lock.open("w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)  # as a daemon does that has not ended yet
+        locked = unpackd("mount", *arguments, "--url", published.storage.as_uri())
+    assert (locked.returncode, "another daemon" in locked.stderr) == (11, True), locked.stderr
     refused = unpackd("mount", *arguments[:-2], "--url", "file:///x", "--resumable")
     assert refused.returncode == 2

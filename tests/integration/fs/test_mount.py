@@ -266,14 +266,18 @@ def test_what_cannot_be_mounted_says_why(
     assert not os.path.ismount(mountpoint)
 
 
-def test_one_cache_has_one_user(published: Published, work: Path) -> None:
-    with mounted(published.name, [_url(published)], published.public_key, work):
-        second = work / "second"
-        second.mkdir()
-        done = unpackd("mount", published.name, second, "--url", _url(published), "--pubkey", published.public_key,
-                       "--cache", work / "cache")  # fmt: skip
-        assert done.returncode == 11
-        assert "--cache" in done.stderr
+def test_mounts_of_one_repository_and_of_its_revisions_share_a_cache(published: Published, work: Path) -> None:
+    published.writer.commit([published.file("/file", b"tagged")], tag="then")
+    published.put(file=b"now")
+    cache = ("--cache", work / "shared")
+    with (
+        mounted(published.name, [_url(published)], published.public_key, work / "1", *cache) as now,
+        mounted(published.name, [_url(published)], published.public_key, work / "2", *cache, "--tag", "then") as then,
+    ):
+        assert (now.path / "file").read_bytes() == b"now"
+        assert (then.path / "file").read_bytes() == b"tagged"
+        assert (then.path / "dir" / "inner").read_bytes() == b"inside"
+        assert now.control("cache")["directory"] == then.control("cache")["directory"] == str(work / "shared")
 
 
 def test_a_mount_in_the_foreground_ends_when_it_is_unmounted(published: Published, work: Path) -> None:

@@ -54,7 +54,7 @@ def test_a_spoilt_server_a_spoilt_cache_and_a_small_quota(tmp_path: Path) -> Non
 
             def spoil() -> None:
                 while not over.wait(0.01):
-                    _flip_something(tmp_path / "work" / "cache" / published.name / "objects")
+                    _flip_something(tmp_path / "work" / "cache" / "objects")
 
             def read(path: str) -> bool:
                 return Path(f"{mount.path}{path}").read_bytes() == contents[path]

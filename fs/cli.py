@@ -3,7 +3,7 @@
 import typer
 
 import fs.client.cli
-from fs import export_cli, repo_care_cli, repo_cli, repo_keys_cli
+from fs import export_cli, preload_cli, repo_care_cli, repo_cli, repo_keys_cli
 
 
 def register(app: typer.Typer) -> None:
@@ -11,5 +11,6 @@ def register(app: typer.Typer) -> None:
     repo_care_cli.register(repo_cli.app)
     repo_keys_cli.register(repo_cli.app)
     export_cli.register(repo_cli.app)
+    preload_cli.register(repo_cli.app)
     app.add_typer(repo_cli.app, name="repo")
     fs.client.cli.register(app)

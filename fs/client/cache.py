@@ -226,7 +226,8 @@ class ObjectCache:
 
     def open_private(self, name: Hash) -> ObjectFile:
         """Open the object for a caller that keeps it open and closes it. Raises CorruptError, OSError."""
-        opened = ObjectFile(os.open(self.path_of(name), os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW), str(name))
+        path = self.path_of(name)
+        opened = ObjectFile(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW), str(name), path)
         self.counts.hits += 1
         self._learn(str(name), opened.state()[2])
         self._use(str(name), opened, touch_again=False)  # who keeps it open looks at its times

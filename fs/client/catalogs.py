@@ -129,12 +129,11 @@ class Catalogs:
 
     async def _opened(self, ref: CatalogRef) -> _Open:
         wanted = ObjectRef(ref.hash, Suffix.CATALOG, limit_bytes=_LIMIT_BYTES)
-        path = self.objects.cache.path_of(ref.hash)
         try:
             for _ in range(_OPENINGS):
                 file = await self.objects.file(wanted)
                 try:
-                    return _open_file(file, path, ref.mountpoint)
+                    return _open_file(file, ref.mountpoint)
                 except CatalogError:
                     if not self.objects.cache.is_gone(ref.hash):  # another process may have made room just now
                         raise
@@ -192,12 +191,12 @@ def found_in(catalog: Catalog, home: CatalogRef, path: bytes, entry: Entry) -> F
     return Found(path, entry, home, inside)
 
 
-def _open_file(file: ObjectFile, path: str, mountpoint: bytes) -> _Open:
+def _open_file(file: ObjectFile, mountpoint: bytes) -> _Open:
     """Open a verified database. SQLite does not mind the trailer: it reads the pages that the header counts."""
     state = file.state()
     try:
         connection = sqlite3.connect(
-            f"file:{quote(path)}?mode=ro&immutable=1", uri=True, check_same_thread=False, isolation_level=None
+            f"file:{quote(file.path)}?mode=ro&immutable=1", uri=True, check_same_thread=False, isolation_level=None
         )
     except sqlite3.Error as error:
         file.close()

@@ -75,6 +75,11 @@ def mount(
         Path | None, typer.Option("--cache", help="Directory for cached objects; mounts may share it.")
     ] = None,
     quota: Annotated[str, typer.Option("--quota", help="What the cache may take, as 4000M or 4GiB.")] = "4000M",
+    memory: Annotated[str, typer.Option("--memory", help="What of the cache to hold in memory too, as 256M.")] = "0",
+    preloaded: Annotated[
+        list[Path] | None,
+        typer.Option("--preloaded", help="Cache that is only read (see unpackd repo preload); repeatable."),
+    ] = None,
     external_url: Annotated[
         list[str] | None, typer.Option("--external-url", help="Where external files are; several as with --url.")
     ] = None,
@@ -139,6 +144,7 @@ def mount(
         objects = _cache_directory(cache)
         state = objects / "mounts" / name
         quota_bytes = parse_size(quota)
+        memory_bytes = parse_size(memory)
         public_keys = _read_keys(pubkey or [], ca_dir or [])
         proxies = _proxies(proxy, is_sharded=proxy_shard)
         reads = _profile(profile)
@@ -168,6 +174,8 @@ def mount(
                 cache=objects,
                 state=state,
                 quota_bytes=quota_bytes,
+                memory_bytes=memory_bytes,
+                preloaded=tuple(folder.absolute() for folder in preloaded or ()),
                 external_urls=_split(external_url or []),
                 proxies=proxies,
                 profile=reads,

@@ -25,6 +25,7 @@ from fs.client.control import Handler, serve_control
 from fs.client.frontend import Kept, Session
 from fs.client.holder import Inheritance
 from fs.client.magic import MountFacts
+from fs.client.memory import MemoryTier
 from fs.client.metrics import Labels, Metric, exposition, listen_for_metrics, serve_metrics
 from fs.client.mountpoints import (
     MountError,
@@ -36,6 +37,7 @@ from fs.client.mountpoints import (
 )
 from fs.client.objects import Objects
 from fs.client.operations import Operations
+from fs.client.preloaded import PreloadedCaches
 from fs.client.profile import Read, parse_profile, profile_document, read_profile
 from fs.client.refresher import Refresher
 from fs.client.repository import Repository, Selection
@@ -68,6 +70,8 @@ class MountSettings:
     cache: Path  # may be shared with other mounts
     state: Path  # what is kept of the repository; may be shared with its other mounts
     quota_bytes: int = 4_000_000_000
+    memory_bytes: int = 0  # for objects, before the disk
+    preloaded: tuple[Path, ...] = ()  # caches that are only read
     external_urls: tuple[str, ...] = ()
     proxies: ProxyGroups = field(default_factory=ProxyGroups)
     selection: Selection = field(default_factory=Selection)
@@ -134,9 +138,25 @@ class MountDaemon:
                 self._facts.proxies = network.proxies
                 if settings.external_urls:
                     self._facts.external = network.mirrors(settings.external_urls)
-                catalogs = Catalogs(Objects(cache, PatientReader(mirrors), self._facts.external))
+                preloaded = PreloadedCaches(settings.preloaded)
+                preloaded.check()
+                objects = Objects(
+                    cache,
+                    PatientReader(mirrors),
+                    self._facts.external,
+                    preloaded=preloaded,
+                    memory=MemoryTier(settings.memory_bytes),
+                )
+                catalogs = Catalogs(objects)
                 anchor = Anchor(settings.name, keys, settings.ca_directories, settings.blacklists)
-                repository = Repository(anchor, mirrors, catalogs, selection=settings.selection, state=settings.state)
+                repository = Repository(
+                    anchor,
+                    mirrors,
+                    catalogs,
+                    selection=settings.selection,
+                    state=settings.state,
+                    preloaded=[folder / "mounts" / settings.name for folder in settings.preloaded],
+                )
                 try:
                     await repository.open()
                     await self._serve(repository, network, ready)
@@ -357,6 +377,9 @@ class Control:
             "used_bytes": cache.used_bytes,
             "objects": cache.object_count,
             "pinned_bytes": cache.held_bytes,
+            "memory_bytes": self._repository.objects.memory.used_bytes,
+            "memory_hits": self._repository.objects.memory.hits,
+            "preloaded_hits": self._repository.objects.preloaded.hits,
             **asdict(cache.counts),
             "hit_rate": self._hit_rate(),
             "past_cache": self._repository.objects.counts.past_cache + self._repository.objects.counts.not_kept,

@@ -41,6 +41,7 @@ from fs.client.profile import Read
 from fs.client.repository import Placed, Repository, Revision, Selection
 from fs.errors import AbsentError
 from fs.format.catalog import Flag
+from fs.format.history import Tag
 from fs.format.symlinks import decode_literal, expand_target
 from fs.format.trust import load_public_keys
 from fs.store.limits import HttpLimits
@@ -223,10 +224,14 @@ class OpenRepository:
         with self.open_raw(path) as file:
             return file.pread(file.size if size < 0 else size, offset)
 
-    def prefetch(self, paths: Sequence[AnyPath]) -> Progress:
+    def tags(self) -> list[Tag]:
+        """The named revisions, newest first; none if another revision was asked for by its hash. Raises FsError."""
+        return self._portal.call(self._repository.tags)
+
+    def prefetch(self, paths: Sequence[AnyPath | Read]) -> Progress:
         """Fetch files, and directories with everything below, into the cache, many at once. Raises FsError."""
         progress = Progress()
-        reads = [Read(b"".join(b"/" + name for name in _names(path))) for path in paths]
+        reads = [one if isinstance(one, Read) else Read(b"".join(b"/" + name for name in _names(one))) for one in paths]
         self._portal.call(Prefetcher(self._repository).fetch, reads, progress)
         return progress
 

@@ -15,7 +15,7 @@ from fs.runtime.exits import Exit
 from fs.runtime.output import say
 
 _VALUES = frozenset(
-    {"url", "pubkey", "ca-dir", "blacklist", "cache", "quota", "external-url", "proxy"}
+    {"url", "pubkey", "ca-dir", "blacklist", "cache", "quota", "memory", "preloaded", "external-url", "proxy"}
     | {"tag", "revision", "root-hash", "frontend"}
 )
 _SWITCHES = {

@@ -69,16 +69,17 @@ def _footer(name: str, table: bytes, size_bytes: int, block_bytes: int) -> bytes
 class ObjectFile:
     """An open object file. Closing it is up to the owner; it stays readable after the file was removed."""
 
-    __slots__ = ("_block_bytes", "_descriptor", "_table", "name", "size_bytes")
+    __slots__ = ("_block_bytes", "_descriptor", "_table", "name", "path", "size_bytes")
 
-    def __init__(self, descriptor: int, name: str) -> None:
-        """Take over *descriptor*, a file open for reading, and check its trailer.
+    def __init__(self, descriptor: int, name: str, path: str = "") -> None:
+        """Take over *descriptor*, the file at *path*, open for reading, and check its trailer.
 
         Raises:
             CorruptError: the trailer is not that of object *name*; the descriptor is closed.
         """
         self._descriptor = descriptor
         self.name = name
+        self.path = path
         try:
             self._load()
         except BaseException:

@@ -15,8 +15,10 @@ import structlog
 from fs.client.arrivals import Arrivals
 from fs.client.cache import ObjectCache
 from fs.client.cache_writer import CacheFullError
+from fs.client.memory import MemoryTier
 from fs.client.metrics import Latencies
 from fs.client.object_file import ObjectFile
+from fs.client.preloaded import PreloadedCaches
 from fs.client.receiving import MemorySink, ObjectReceiver, ObjectRef, SinkFailedError, WindowSink
 from fs.errors import AbsentError, CorruptError, RefusedError, UnreachableError
 from fs.format.hashes import Hash
@@ -51,10 +53,22 @@ class Objects:
         cache: started.
         reader: the repository's mirrors.
         external: where the files of external objects are, by their path; None if nobody said.
+        preloaded: looked at before the cache, and never written.
+        memory: holds what was read last.
     """
 
-    def __init__(self, cache: ObjectCache, reader: StorageReader, external: StorageReader | None = None) -> None:
+    def __init__(
+        self,
+        cache: ObjectCache,
+        reader: StorageReader,
+        external: StorageReader | None = None,
+        *,
+        preloaded: PreloadedCaches | None = None,
+        memory: MemoryTier | None = None,
+    ) -> None:
         self.cache = cache
+        self.preloaded = preloaded or PreloadedCaches()
+        self.memory = memory or MemoryTier()
         self.counts = TransferCounts()
         self.latencies = Latencies()
         self._reader = reader
@@ -71,12 +85,14 @@ class Objects:
             AbsentError, CorruptError, RefusedError, UnreachableError: no server gives it.
         """
         for _ in range(2):  # a second time if the cached copy turns out to be damaged
-            data = self._arrivals.get(ref.hash)
+            data = self._in_memory(ref)
             if data is not None:
-                self.cache.counts.hits += 1
-                _check_size(ref, len(data))
                 return data[offset : offset + size]
-            found = self.cache.find(ref.hash)
+            kept: ObjectCache | PreloadedCaches = self.preloaded
+            found = self.preloaded.find(ref.hash)
+            if found is None:
+                kept = self.cache
+                found = self.cache.find(ref.hash)
             if found is None:
                 try:
                     data = await self._fetching.run(ref.hash, lambda: self._fetch(ref))
@@ -90,10 +106,28 @@ class Objects:
                     break
             _check_size(ref, found.size_bytes)
             try:
-                return found.read(offset, size)
+                return self._read_file(found, ref, offset, size)
             except (CorruptError, OSError) as error:
-                self.cache.discard(ref.hash, error)
+                kept.discard(ref.hash, error)
         return await self._read_past_cache(ref, offset, size)
+
+    def _in_memory(self, ref: ObjectRef) -> bytes | None:
+        """The whole object if it is in memory."""
+        data = self.memory.get(ref.hash) if self.memory.limit_bytes else None
+        if data is None:
+            data = self._arrivals.get(ref.hash)
+        if data is not None:
+            self.cache.counts.hits += 1
+            _check_size(ref, len(data))
+        return data
+
+    def _read_file(self, found: ObjectFile, ref: ObjectRef, offset: int, size: int) -> bytes:
+        """A part of an object from disk; small objects stay in memory if there is room. Raises as ObjectFile.read."""
+        if not self.memory.takes(ref.size) or found.size_bytes > _SMALL_BYTES:
+            return found.read(offset, size)
+        data = found.read(0, found.size_bytes)
+        self.memory.put(ref.hash, data)
+        return data[offset : offset + size]
 
     async def whole(self, ref: ObjectRef) -> bytes:
         """All bytes of a small object of unknown size; its ``limit_bytes`` bounds them. Raises as ``read`` does."""
@@ -106,6 +140,9 @@ class Objects:
             CacheFullError: the cache does not take it.
             AbsentError, CorruptError, RefusedError, UnreachableError: no server gives it.
         """
+        there = await self._preloaded_file(ref.hash)
+        if there is not None:
+            return there
         error: Exception | None = None
         for _ in range(3):
             if ref.hash not in self.cache:
@@ -131,6 +168,19 @@ class Objects:
             return opened
         raise CacheFullError(f"the cache does not keep object {ref.hash}: {error}")
 
+    async def _preloaded_file(self, name: Hash) -> ObjectFile | None:
+        opened = self.preloaded.open_private(name)
+        if opened is None:
+            return None
+        try:
+            await check_file(opened)
+        except (CorruptError, OSError) as error:
+            opened.close()
+            self.preloaded.discard(name, error)
+            return None
+        self.preloaded.hits += 1
+        return opened
+
     async def fetch(self, ref: ObjectRef) -> None:
         """Bring the object into the cache; many who want it at once cause one transfer.
 
@@ -143,7 +193,12 @@ class Objects:
 
     def has(self, ref: ObjectRef) -> bool:
         """True if the object has arrived: it is in the cache or on its way to it."""
-        return ref.hash in self.cache or self._arrivals.get(ref.hash) is not None
+        return (
+            ref.hash in self.cache
+            or self._arrivals.get(ref.hash) is not None
+            or ref.hash in self.memory
+            or self.preloaded.has(ref.hash)
+        )
 
     async def _fetch(self, ref: ObjectRef) -> bytes | None:
         """Fetch the object; its bytes if it is small, else None and it is in the cache."""
@@ -155,6 +210,7 @@ class Objects:
                 sink = MemorySink()
                 await self._receive(ref, ObjectReceiver(ref, sink))
                 self._arrivals.put(ref.hash, sink.content)
+                self.memory.put(ref.hash, sink.content)
                 is_handed_on = True
                 return sink.content
             with self.cache.writer(ref.hash, expected_bytes=ref.size or 0) as writer:

@@ -118,12 +118,14 @@ def _run(world: World, origin: Origin, mount: Mounted, work: Path, arguments: ar
     began = time.monotonic()
     for thread in threads:
         thread.start()
-    over.wait(arguments.seconds)
-    over.set()
-    for thread in threads:
-        thread.join()
-    board.is_over.value = True
-    hung |= _end(processes)
+    try:
+        over.wait(arguments.seconds)
+    finally:
+        over.set()
+        for thread in threads:
+            thread.join()
+        board.is_over.value = True
+        hung |= _end(processes)
     elapsed_s = time.monotonic() - began
     last = _last_state(mount, world)
     found = _found(findings)

@@ -140,7 +140,7 @@ class Mounted:
                 daemon_threads=len(list(Path(f"/proc/{daemon}/task").iterdir())),
                 holder_kib=_resident_kib(self._process),
                 holder_descriptors=_descriptors(self._process),
-                journal_bytes=journal.stat().st_size if journal.exists() else 0,
+                journal_bytes=sum(journal.stat().st_size for journal in journals),
                 known_inodes=int(str(status.get("known_inodes", 0))),
             )
         except (OSError, TypeError):  # it was killed meanwhile

@@ -24,7 +24,11 @@ _STEPS = " kmgt"
 _HIGHEST_PORT = 65535
 
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]
-MountPoint = Annotated[Path, typer.Argument(help="Directory where the repository is mounted.")]
+MountPoint = Annotated[
+    Path,
+    # no type for paths: that asks the mount, which may wait for the very daemon that this is about to start
+    typer.Argument(parser=Path, metavar="MOUNTPOINT", help="Directory where the repository is mounted."),
+]
 
 
 class Frontend(StrEnum):
@@ -115,7 +119,7 @@ def mount(
         bool | None,
         typer.Option(
             "--resumable/--no-resumable",
-            help="A killed or restarted daemon is followed by one that goes on; wire only, and its default.",
+            help="A killed or restarted daemon is followed by one that goes on; the default from Linux 6.9 on.",
         ),
     ] = None,
     foreground: Annotated[bool, typer.Option("--foreground", help="Stay, and log to stderr.")] = False,
@@ -137,7 +141,7 @@ def mount(
         _check_arguments(name, selection)
         if frontend is Frontend.WIRE and os.geteuid() != 0:
             raise UsageError("only root can use --frontend wire; the default front end is for everybody")
-        is_held = _is_held(resumable, frontend, is_foreground=foreground or session is not None)
+        is_held = session is None and _is_held(resumable, is_foreground=foreground)
         inherited = None if session is None else Inheritance.parse(session)
         if inherited is None:
             check_mountpoint(where)
@@ -206,17 +210,16 @@ def mount(
             say(f"{name} is mounted at {where} (process {process}, log {log_file})")
 
 
-def _is_held(resumable: bool | None, frontend: Frontend, *, is_foreground: bool) -> bool:
+def _is_held(resumable: bool | None, *, is_foreground: bool) -> bool:
     """Whether the mount gets a session holder. Raises UsageError."""
     from fs.client.holder import LEAST_KERNEL, kernel_can_resume
 
-    is_able = frontend is Frontend.WIRE and not is_foreground
-    if resumable and not is_able:
-        raise UsageError("--resumable needs --frontend wire, and not --foreground")
+    if resumable and is_foreground:
+        raise UsageError("--resumable and --foreground exclude each other: a holder is a process of its own")
     is_new = kernel_can_resume(platform.release())
     if resumable and not is_new:
         raise UsageError(f"--resumable needs Linux {LEAST_KERNEL[0]}.{LEAST_KERNEL[1]} or later")
-    return is_able and is_new and resumable is not False
+    return is_new and not is_foreground and resumable is not False
 
 
 def _repeated(context: typer.Context) -> list[str]:

@@ -37,7 +37,9 @@ class Question(StrEnum):
 
 
 def mountctl(
-    mountpoint: Annotated[Path, typer.Argument(help="Directory where the repository is mounted.")],
+    mountpoint: Annotated[  # see cli.MountPoint
+        Path, typer.Argument(parser=Path, metavar="MOUNTPOINT", help="Directory where the repository is mounted.")
+    ],
     question: Annotated[Question, typer.Argument(help="What to ask or to do.")],
     path: Annotated[
         list[str] | None,

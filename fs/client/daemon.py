@@ -23,6 +23,7 @@ from fs.client.catalogs import Catalogs
 from fs.client.chain import Anchor
 from fs.client.control import Handler, serve_control
 from fs.client.frontend import Kept, Session
+from fs.client.held import hold
 from fs.client.holder import Inheritance
 from fs.client.magic import MountFacts
 from fs.client.memory import MemoryTier
@@ -78,7 +79,7 @@ class MountSettings:
     variables: Mapping[bytes, bytes] | None = field(default_factory=dict)  # None: targets are shown as stored
     allows_other: bool = True
     frontend: str = "pyfuse3"  # or "wire"
-    inherited: Inheritance | None = None  # from a holder; wire only
+    inherited: Inheritance | None = None  # from a holder
     retries: int = 1
     profile: Sequence[Read] | None = None  # fetched at once
     reads_ahead: bool = True  # fetch what readers seem to want next
@@ -252,19 +253,27 @@ class MountDaemon:
 def open_session(operations: Operations, facts: MountFacts, settings: MountSettings) -> Session:
     """The session that the settings ask for; its front end alone is imported."""
     kept = Kept(is_fixed=settings.selection.is_fixed)
+    name, where, allows_other = settings.name, settings.mountpoint, settings.allows_other
+    inherited = settings.inherited
+    held = None if inherited is None else hold(operations, inherited, settings.own_file("journal"))
+    journal = None if held is None else held.journal
     if settings.frontend == "wire":
         from fs.client.wire_frontend import WireFrontend  # noqa: PLC0415
-        from fs.client.wire_session import WireSession, hold  # noqa: PLC0415
+        from fs.client.wire_session import WireSession  # noqa: PLC0415
 
-        inherited = settings.inherited
-        held = None if inherited is None else hold(operations, inherited, settings.own_file("journal"))
-        wire = WireFrontend(operations, facts, kept, None if held is None else held.journal)
-        return WireSession(wire, settings.name, settings.mountpoint, allows_other=settings.allows_other, held=held)
+        wire = WireFrontend(operations, facts, kept, journal)
+        return WireSession(wire, name, where, allows_other=allows_other, held=held)
     from fs.client.pyfuse3_frontend import Pyfuse3Frontend  # noqa: PLC0415
     from fs.client.pyfuse3_session import Pyfuse3Session  # noqa: PLC0415
 
-    frontend = Pyfuse3Frontend(operations, facts, kept)
-    return Pyfuse3Session(frontend, settings.name, settings.mountpoint, allows_other=settings.allows_other)
+    frontend = Pyfuse3Frontend(operations, facts, kept, journal)
+    if held is None:
+        return Pyfuse3Session(frontend, name, where, allows_other=allows_other)
+    from fs.client.pyfuse3_held import HeldPyfuse3Session  # noqa: PLC0415
+
+    return HeldPyfuse3Session(
+        frontend, name, where, allows_other=allows_other, held=held, record=settings.own_file("init")
+    )
 
 
 def _allow_open_files() -> None:

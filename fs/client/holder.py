@@ -1,9 +1,10 @@
 """The session holder: keeps a mount's connection to the kernel while its daemon dies, restarts or is upgraded.
 
-``python -m fs.client.holder PLAN``: PLAN is a JSON document, see Plan. The holder opens ``/dev/fuse``, locks a file
-of the mount and starts the daemon, which inherits both. While the file system is mounted, a daemon that ends in
-whatever way is followed by a new one, from the files that are installed then. What the kernel had asked the dead one is
-asked again. SIGTERM to the holder is passed on: the daemon unmounts and ends, and so does the holder.
+``python -m fs.client.holder PLAN``: PLAN is a JSON document, see Plan. The holder opens ``/dev/fuse``, locks a file of
+the mount and starts the daemon, which inherits both; where ``fusermount3`` has to open the connection, the daemon hands
+it over. While the file system is mounted, a daemon that ends in whatever way is followed by a new one, from the files
+that are installed then. What the kernel had asked the dead one is asked again. SIGTERM to the holder is passed on: the
+daemon unmounts and ends, and so does the holder.
 
 It has to outlive everything, so it is small: the standard library only, one thread, and it never touches the mount.
 """
@@ -14,6 +15,8 @@ import json
 import os
 import select
 import signal
+import socket
+import subprocess
 import sys
 import time
 from dataclasses import asdict, dataclass
@@ -26,6 +29,7 @@ LEAST_KERNEL = (6, 9)
 
 _DETACH = 2  # MNT_DETACH
 _LOCK_TIMEOUT_S = 5.0
+_HELPER_TIMEOUT_S = 20.0
 _LOOK_S = 0.2
 _STABLE_S = 10.0  # a daemon that lived that long is not counted as failed
 _DELAYS_S = (0.0, 0.1, 0.5, 1.0, 2.0, 5.0)  # before the next attempt
@@ -53,6 +57,7 @@ class Inheritance:
     lock: int
     tell: int  # -1 from the second daemon on
     is_resumed: bool  # it is mounted, and the kernel waits for answers
+    hand: int = -1  # a socket on which the holder takes the connection that was mounted instead of *device*
 
     @classmethod
     def parse(cls, text: str) -> "Inheritance":
@@ -75,6 +80,8 @@ def kernel_can_resume(release: str) -> bool:
 
 def is_mounted(device: int) -> bool:
     """True if the connection *device* is mounted somewhere, be it lazily detached."""
+    if device < 0:
+        return False
     poll = select.poll()
     poll.register(device, select.POLLOUT)
     return not any(events & (select.POLLERR | select.POLLNVAL) for _, events in poll.poll(0))
@@ -87,13 +94,15 @@ class Holder:
         self._plan = plan
         self._device = -1
         self._lock = -1
+        self._hand, self._given = socket.socketpair()  # the daemon has the second
+        self._hand.setblocking(False)  # noqa: FBT003  # its own signature
         self._is_ending = False
 
     def hold(self) -> int:
         """Until the file system is unmounted; gives the exit code."""
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD, *_ENDINGS})
         try:
-            self._device = os.open(DEVICE, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
+            self._device = _open_device()
             self._lock = os.open(self._plan.lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         except OSError as error:
             return self._fail(f"{error.filename} cannot be opened: {error.strerror}", _EXIT_FAILED)
@@ -119,7 +128,7 @@ class Holder:
                 break
         if is_mounted(self._device):
             _say("given_up", code=code)
-            ctypes.CDLL(None).umount2(os.fsencode(self._plan.mountpoint), _DETACH)
+            _detach(self._plan.mountpoint)
         return max(code, 0)
 
     def _fail(self, sentence: str, code: int) -> int:
@@ -139,8 +148,8 @@ class Holder:
                 return True
 
     def _start(self, tell: int, *, is_resumed: bool) -> int:
-        inherited = Inheritance(self._device, self._lock, tell, is_resumed)
-        descriptors = [one for one in (self._device, self._lock, tell) if one >= 0]
+        inherited = Inheritance(self._device, self._lock, tell, is_resumed, self._given.fileno())
+        descriptors = [one for one in (self._device, self._lock, tell, self._given.fileno()) if one >= 0]
         for one in descriptors:
             os.set_inheritable(one, True)  # noqa: FBT003  # its own signature
         command = [*self._plan.command, "--session", str(inherited), *self._plan.arguments]
@@ -157,9 +166,39 @@ class Holder:
                 self._is_ending = True
                 os.kill(daemon, signal.SIGTERM)
             code = _reap(daemon)
+            self._take_connection()
             if code is not None:
                 _say("daemon_ended", pid=daemon, code=code)
                 return code
+
+    def _take_connection(self) -> None:
+        """From now on hold the connection that the daemon gave, if it gave one."""
+        try:
+            _, descriptors, _, _ = socket.recv_fds(self._hand, 1, 1)
+        except BlockingIOError:
+            return
+        for descriptor in descriptors:
+            if self._device >= 0:
+                os.close(self._device)
+            self._device = descriptor
+            os.set_inheritable(descriptor, False)  # noqa: FBT003  # its own signature
+
+
+def _open_device() -> int:
+    """A new connection; -1 if only others may open one. Raises OSError."""
+    try:
+        return os.open(DEVICE, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
+    except PermissionError:
+        return -1
+
+
+def _detach(mountpoint: str) -> None:
+    """Unmount lazily."""
+    if ctypes.CDLL(None).umount2(os.fsencode(mountpoint), _DETACH) != 0 and os.geteuid() != 0:
+        try:
+            subprocess.run(["fusermount3", "-u", "-z", "--", mountpoint], check=False, timeout=_HELPER_TIMEOUT_S)
+        except (OSError, subprocess.TimeoutExpired) as error:
+            _say("not_unmounted", reason=str(error))
 
 
 def _reap(daemon: int) -> int | None:

@@ -1,40 +1,31 @@
 """A mount through pyfuse3: requests of the kernel become calls of Operations, answers become its structures.
 
-``open`` returns the inode as file handle and lets the kernel keep its pages, because content never changes under an
-inode. Writing is refused by the kernel itself: the mount is read-only.
+``open`` and ``opendir`` return the inode as handle: it means the same in every life of the daemon. The kernel may keep
+pages, because content never changes under an inode. Writing is refused by the kernel itself: the mount is read-only.
 """
 
 import errno
 import functools
-import itertools
 import os
 from collections.abc import Callable, Coroutine, Sequence
-from dataclasses import dataclass
+from itertools import islice
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import pyfuse3
 import structlog
 
-from fs.client.catalogs import Found
 from fs.client.errnos import FileError, errno_of
 from fs.client.frontend import LONGEST_NAME, Kept, count_fault, describe
-from fs.client.inodes import Inode, directory_key
+from fs.client.inodes import directory_key
+from fs.client.listings import Listings
 from fs.client.magic import MagicAttributes, MountFacts
 from fs.client.operations import BLOCK_BYTES, Attributes, Operations
+from fs.client.wire_journal import Journal
 from fs.errors import FsError
-from fs.format.paths import parent_path
 
 _log = structlog.get_logger()
 P = ParamSpec("P")
 T = TypeVar("T")
-
-
-@dataclass(frozen=True, slots=True)
-class _Listing:
-    """An open directory."""
-
-    generation: int  # of the view when the listing was begun
-    entries: list[tuple[bytes, Found]]
 
 
 def _answering(
@@ -45,7 +36,11 @@ def _answering(
     @functools.wraps(handler)
     async def answer(self: "Pyfuse3Frontend", /, *args: P.args, **kwargs: P.kwargs) -> T:
         try:
-            return await handler(self, *args, **kwargs)
+            if args and isinstance(args[0], int):
+                await self.recall(args[0])
+            answered = await handler(self, *args, **kwargs)
+            self.keep_news()
+            return answered  # noqa: TRY300  # the end of the only good way
         except FileError as error:
             raise pyfuse3.FUSEError(error.code) from None
         except FsError as error:
@@ -65,14 +60,29 @@ class Pyfuse3Frontend(pyfuse3.Operations):  # type: ignore[misc]  # the module i
     enable_writeback_cache = False
     enable_acl = False
 
-    def __init__(self, operations: Operations, facts: MountFacts, kept: Kept) -> None:
+    def __init__(self, operations: Operations, facts: MountFacts, kept: Kept, journal: Journal | None = None) -> None:
         super().__init__()
         self._operations = operations
+        self._journal = journal
         self._facts = facts
         self._kept = kept
         self._magic = MagicAttributes(operations, facts)
-        self._listings: dict[int, _Listing] = {}
-        self._handles = itertools.count(1)
+        self._listings = Listings(operations)
+
+    @property
+    def operations(self) -> Operations:
+        """What answers."""
+        return self._operations
+
+    async def recall(self, inode: int) -> None:
+        """Find out what *inode* is, if the kernel knows it from an earlier daemon. Raises FsError, FileError."""
+        if self._operations.inodes.dormant(inode) is not None:
+            await self._operations.recall(inode)
+
+    def keep_news(self) -> None:
+        """Write down what the kernel is told, before it is."""
+        if self._journal is not None and self._journal.has_news:
+            self._journal.flush()
 
     def log_fault(self, event: str, request: str, arguments: Sequence[object], reason: str | None) -> None:
         """An EIO is about to be returned; without a *reason* the exception is logged that is being handled."""
@@ -147,38 +157,25 @@ class Pyfuse3Frontend(pyfuse3.Operations):  # type: ignore[misc]  # the module i
 
     @_answering
     async def opendir(self, inode: int, _ctx: object) -> int:
-        """See pyfuse3.Operations; the listing is read once, so that it is of one revision."""
-        generation = self._operations.generation
-        found = await self._operations.listing(inode)
-        handle = next(self._handles)
-        node = await self._operations.directory(inode)
-        parent = Found(parent_path(node.found.path), node.found.entry, node.found.home, node.found.home)
-        entries = [(b".", node.found), (b"..", parent), *((one.entry.name, one) for one in found)]
-        self._listings[handle] = _Listing(generation, entries)
+        """See pyfuse3.Operations; the handle is the inode."""
+        await self._operations.directory(inode)
         self._facts.opened_directories += 1
-        return handle
+        return inode
 
     @_answering
     async def readdir(self, fh: int, start_id: int, token: pyfuse3.ReaddirToken) -> None:
         """See pyfuse3.Operations; attributes come with the names."""
-        listing = self._listings[fh]
-        for position in range(start_id, len(listing.entries)):
-            name, found = listing.entries[position]
-            if position < 2:  # noqa: PLR2004  # . and .., which the kernel does not count
-                key, inode = b"", self._operations.inodes.number(directory_key(found.path))
-            else:
-                key, inode = await self._operations.number(found)
-            answer = self._attributes(self._operations.describe(Inode(inode), found))
-            if listing.generation != self._operations.generation:
-                answer.entry_timeout = answer.attr_timeout = 0  # a newer revision was revoked without this answer
-            if not pyfuse3.readdir_reply(token, name, answer, position + 1):
+        listing = await self._listings.get(fh)
+        for listed in islice(listing.entries, listing.index(start_id), None):
+            inode = self._operations.inodes.number(listed.key or directory_key(listed.found.path))
+            answer = self._attributes(self._operations.describe(inode, listed.found))
+            if not pyfuse3.readdir_reply(token, listed.name, answer, listed.position):
                 return
-            if key:
-                self._operations.remember(key, found)
+            if listed.key:  # the kernel does not count dots
+                self._operations.remember(listed.key, listed.found)
 
     async def releasedir(self, fh: int) -> None:
-        """See pyfuse3.Operations."""
-        self._listings.pop(fh, None)
+        """See pyfuse3.Operations: others may read the same listing; the ones used last are kept."""
 
     @_answering
     async def getxattr(self, inode: int, name: bytes, _ctx: object) -> bytes:

@@ -31,7 +31,7 @@ class Pyfuse3Session:
     """
 
     def __init__(self, frontend: Pyfuse3Frontend, name: str, mountpoint: Path, *, allows_other: bool) -> None:
-        self.keeps_mount = False  # libfuse cannot
+        self.keeps_mount = False
         self._frontend = frontend
         self._name = name
         self._mountpoint = mountpoint
@@ -39,6 +39,10 @@ class Pyfuse3Session:
 
     def mount(self) -> None:
         """See Session."""
+        self.begin(str(self._mountpoint))
+
+    def begin(self, where: str) -> None:
+        """Start libfuse on *where*: a mount point, or an open session as ``/dev/fd/N``. Raises MountError."""
         options = {f"fsname={FILESYSTEM}:{self._name}", f"subtype={FILESYSTEM}", "ro", "default_permissions"}
         if os.geteuid() == 0:
             options |= {"suid", "dev"}  # root file systems of containers are made of this; others may not ask for it
@@ -46,7 +50,7 @@ class Pyfuse3Session:
             options.add("allow_other")
         with tempfile.TemporaryFile() as said, _stderr_to(said.fileno()):
             try:
-                pyfuse3.init(self._frontend, str(self._mountpoint), options)
+                pyfuse3.init(self._frontend, where, options)
             except RuntimeError as error:
                 said.seek(0)
                 reason = said.read().decode("utf-8", "replace").strip() or str(error)

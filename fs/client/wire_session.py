@@ -3,7 +3,6 @@
 import ctypes
 import errno
 import os
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -11,11 +10,11 @@ import anyio.to_thread
 import structlog
 import trio
 
-from fs.client.holder import DEVICE, Inheritance
+from fs.client.held import Held
+from fs.client.holder import DEVICE
 from fs.client.mountpoints import FILESYSTEM, MountError, find_mount
-from fs.client.operations import Invalidations, Operations
+from fs.client.operations import Invalidations
 from fs.client.wire_frontend import WireFrontend
-from fs.client.wire_journal import Journal, Remembered, load
 from fs.client.wire_messages import (
     MESSAGE_BYTES,
     READ_LIMIT_BYTES,
@@ -29,7 +28,6 @@ from fs.client.wire_messages import (
     parse,
     resend,
 )
-from fs.format.hashes import Hash
 
 _log = structlog.get_logger()
 
@@ -46,26 +44,6 @@ def open_device() -> int:
         return os.open(DEVICE, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError as error:
         raise MountError(f"{DEVICE} cannot be opened: {error.strerror}") from error
-
-
-@dataclass(frozen=True, slots=True)
-class Held:
-    """What lets a session go on after its daemon."""
-
-    inherited: Inheritance
-    journal: Journal
-    root: Hash | None  # the catalog under which the kernel was told what it knows from an earlier life
-
-
-def hold(operations: Operations, inherited: Inheritance, file: Path) -> Held:
-    """Take over what the journal in *file* says that the kernel knows, and record from now on."""
-    remembered = load(file) if inherited.is_resumed else Remembered(root=operations.repository.revision.root.hash)
-    journal = Journal(file)
-    journal.start(remembered)
-    operations.restore(remembered.inodes, remembered.absent)
-    operations.inodes.recorder = journal
-    operations.absent_recorder = journal.absent
-    return Held(inherited, journal, remembered.root)
 
 
 class WireSession:

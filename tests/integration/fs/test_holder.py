@@ -28,7 +28,7 @@ pytestmark = [
     pytest.mark.skipif(not kernel_can_resume(platform.release()), reason="needs Linux 6.9 or later"),
 ]
 
-WIRE = ("--frontend", "wire")
+FRONTENDS = ("wire", "pyfuse3")
 LONG = os.urandom(1 << 20) * 24
 SMALL = {f"/dir/f{number}": os.urandom(5000 + number) for number in range(60)}
 
@@ -54,6 +54,11 @@ def published(tmp_path: Path) -> Published:
     return made
 
 
+@pytest.fixture(params=FRONTENDS)
+def options(request: pytest.FixtureRequest) -> tuple[str, ...]:
+    return ("--frontend", request.param)
+
+
 @pytest.fixture
 def work(tmp_path: Path) -> Iterator[Path]:
     yield tmp_path / "work"
@@ -72,8 +77,8 @@ def _kill_daemon(mount: TestMount) -> None:
         os.kill(int(child), signal.SIGKILL)
 
 
-def test_readers_go_on_through_five_kills(published: Published, work: Path) -> None:
-    with mounted(published.name, [published.storage.as_uri()], published.public_key, work, *WIRE) as mount:
+def test_readers_go_on_through_five_kills(published: Published, work: Path, options: tuple[str, ...]) -> None:
+    with mounted(published.name, [published.storage.as_uri()], published.public_key, work, *options) as mount:
         kept = (mount.path / "dir" / "f7").open("rb")
         command = [sys.executable, "-c", _READER, str(mount.path / "long"), "20"]
         reader = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
@@ -111,7 +116,9 @@ def _status_answers(mount: TestMount) -> bool:
     return True
 
 
-def test_a_kill_while_a_request_waits_for_the_server(published: Published, work: Path) -> None:
+def test_a_kill_while_a_request_waits_for_the_server(
+    published: Published, work: Path, options: tuple[str, ...]
+) -> None:
     with flaky_origin(published.storage) as origin:
         slow = threading.Event()
 
@@ -121,7 +128,7 @@ def test_a_kill_while_a_request_waits_for_the_server(published: Published, work:
             return 200, content
 
         origin.answer = late  # type: ignore[method-assign]
-        with mounted(published.name, [origin.url], published.public_key, work, *WIRE) as mount:
+        with mounted(published.name, [origin.url], published.public_key, work, *options) as mount:
             (mount.path / "dir" / "f1").stat()
             slow.set()
             with ThreadPoolExecutor(8) as pool:
@@ -133,8 +140,10 @@ def test_a_kill_while_a_request_waits_for_the_server(published: Published, work:
                 assert [one.result(60) for one in reads] == [SMALL[path] for path in paths]
 
 
-def test_a_new_life_knows_what_the_kernel_knows_and_revokes_what_has_changed(published: Published, work: Path) -> None:
-    with mounted(published.name, [published.storage.as_uri()], published.public_key, work, *WIRE) as mount:
+def test_a_new_life_knows_what_the_kernel_knows_and_revokes_what_has_changed(
+    published: Published, work: Path, options: tuple[str, ...]
+) -> None:
+    with mounted(published.name, [published.storage.as_uri()], published.public_key, work, *options) as mount:
         late = mount.path / "late"
         assert not late.exists()
         assert len(os.listdir(mount.path / "dir")) == len(SMALL)
@@ -172,8 +181,21 @@ def test_a_new_life_knows_what_the_kernel_knows_and_revokes_what_has_changed(pub
         assert (mount.path / "dir" / "f6").read_bytes() == b"newer"
 
 
-def test_a_restart_under_open_files(published: Published, work: Path) -> None:
-    with mounted(published.name, [published.storage.as_uri()], published.public_key, work, *WIRE) as mount:
+def test_a_daemon_that_dies_when_the_root_was_just_revoked(
+    published: Published, work: Path, options: tuple[str, ...]
+) -> None:
+    """The next one must come up without asking the mount for anything."""
+    with mounted(published.name, [published.storage.as_uri()], published.public_key, work, *options) as mount:
+        for number in range(3):
+            published.commit(published.file(f"/new{number}", b"changes the root"))
+            assert mount.control("refresh")["changed"]
+            _kill_daemon(mount)
+            assert _status_answers(mount)
+            assert (mount.path / f"new{number}").read_bytes() == b"changes the root"
+
+
+def test_a_restart_under_open_files(published: Published, work: Path, options: tuple[str, ...]) -> None:
+    with mounted(published.name, [published.storage.as_uri()], published.public_key, work, *options) as mount:
         with (mount.path / "long").open("rb") as opened:
             assert opened.read(100) == LONG[:100]
             before = _daemon(mount)
@@ -187,25 +209,25 @@ def test_a_restart_under_open_files(published: Published, work: Path) -> None:
         assert not os.path.ismount(mount.path)
 
 
-def test_a_holder_told_to_end_unmounts(published: Published, work: Path) -> None:
-    with mounted(published.name, [published.storage.as_uri()], published.public_key, work, *WIRE) as mount:
+def test_a_holder_told_to_end_unmounts(published: Published, work: Path, options: tuple[str, ...]) -> None:
+    with mounted(published.name, [published.storage.as_uri()], published.public_key, work, *options) as mount:
         os.kill(mount.pid, signal.SIGTERM)
         wait_until(lambda: not os.path.ismount(mount.path), "the mount goes")
         wait_until(lambda: "daemon_ended" in mount.log_text(), "the daemon ends")
         assert "daemon_follows" not in mount.log_text()
 
 
-def test_a_mount_outlives_its_holder(published: Published, work: Path) -> None:
-    with mounted(published.name, [published.storage.as_uri()], published.public_key, work, *WIRE) as mount:
+def test_a_mount_outlives_its_holder(published: Published, work: Path, options: tuple[str, ...]) -> None:
+    with mounted(published.name, [published.storage.as_uri()], published.public_key, work, *options) as mount:
         os.kill(mount.pid, signal.SIGKILL)
         assert (mount.path / "dir" / "f1").read_bytes() == SMALL["/dir/f1"]
         assert unpackd("umount", mount.path).returncode == 0
 
 
-def test_what_cannot_be_mounted_says_why(published: Published, work: Path) -> None:
+def test_what_cannot_be_mounted_says_why(published: Published, work: Path, options: tuple[str, ...]) -> None:
     mountpoint = work / "mnt"
     mountpoint.mkdir(parents=True)
-    arguments = [published.name, mountpoint, "--pubkey", published.public_key, "--cache", work / "cache", *WIRE]
+    arguments = [published.name, mountpoint, "--pubkey", published.public_key, "--cache", work / "cache", *options]
     absent = unpackd("mount", *arguments, "--url", "http://127.0.0.1:9/none")
     assert (absent.returncode, "did not give" in absent.stderr) == (13, True), absent.stderr
     assert not os.path.ismount(mountpoint)
@@ -214,5 +236,5 @@ def test_what_cannot_be_mounted_says_why(published: Published, work: Path) -> No
         fcntl.flock(held, fcntl.LOCK_EX)  # as a daemon does that has not ended yet
         locked = unpackd("mount", *arguments, "--url", published.storage.as_uri())
     assert (locked.returncode, "another daemon" in locked.stderr) == (11, True), locked.stderr
-    refused = unpackd("mount", *arguments[:-2], "--url", "file:///x", "--resumable")
+    refused = unpackd("mount", *arguments[:-2], "--url", "file:///x", "--resumable", "--foreground")
     assert refused.returncode == 2

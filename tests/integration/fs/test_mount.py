@@ -1,8 +1,10 @@
 """Real mounts: what programs see, how revisions come in, how a mount begins and ends."""
 
 import errno
+import hashlib
 import json
 import os
+import platform
 import shlex
 import signal
 import stat
@@ -13,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from fs.client.holder import kernel_can_resume
 from fs.format.tree import Node
 from fs.publish.operations import Graft, MakeDirectory, Remove
 from tests.support.flaky_origin import flaky_origin, flipped
@@ -208,7 +211,7 @@ def test_a_daemon_told_to_end_unmounts(published: Published, work: Path) -> None
 
 
 def test_a_killed_daemon_leaves_a_mount_point_with_a_hint_and_a_sound_cache(published: Published, work: Path) -> None:
-    with mounted(published.name, [_url(published)], published.public_key, work) as mount:
+    with mounted(published.name, [_url(published)], published.public_key, work, "--no-resumable") as mount:
         assert (mount.path / "file").read_bytes() == CONTENT
         os.kill(mount.pid, signal.SIGKILL)
         wait_until(lambda: not Path(f"/proc/{mount.pid}").exists() or _is_zombie(mount.pid), "the daemon dies")
@@ -231,7 +234,7 @@ def test_many_kills_in_a_storm_of_reads_never_give_a_wrong_byte(published: Publi
     contents = {f"f{number}": os.urandom(120_000) for number in range(12)}
     published.put(**contents)
     for _ in range(5):
-        with mounted(published.name, [_url(published)], published.public_key, work) as mount:
+        with mounted(published.name, [_url(published)], published.public_key, work, "--no-resumable") as mount:
             reader = subprocess.Popen(["sh", "-c", f"cat {mount.path}/f* > /dev/null 2>&1"], stdin=subprocess.DEVNULL)
             time.sleep(0.02)
             for name in ("f3", "f7"):
@@ -292,11 +295,12 @@ def test_a_mount_in_the_foreground_ends_when_it_is_unmounted(published: Publishe
         assert process.wait(20) == 0
 
 
+_IS_RESUMABLE = kernel_can_resume(platform.release())
 _AS_NOBODY = "setpriv --reuid=65534 --regid=65534 --clear-groups"
 
 
 def test_a_user_without_privileges_can_mount(published: Published, work: Path) -> None:
-    require_tool("setpriv", "fusermount3", "unshare")
+    require_tool("setpriv", "fusermount3", "unshare", "getfattr")
     for folder in (work, work / "mnt", work / "cache"):
         folder.mkdir(mode=0o755, exist_ok=True)
         os.chown(folder, 65534, 65534)
@@ -305,15 +309,23 @@ def test_a_user_without_privileges_can_mount(published: Published, work: Path) -
     os.mknod(device, stat.S_IFCHR | 0o666, os.makedev(10, 229))
     device.chmod(0o666)
     unpackd_command = shlex.join(UNPACKD)
+    kill = f"kill -9 $(getfattr --only-values --absolute-names -n user.pid {work}/mnt)"
+    restart = f"{unpackd_command} mountctl {work}/mnt restart > /dev/null"
     script = f"""
         set -e
-        mount --bind {device} /dev/fuse
-        {_AS_NOBODY} {unpackd_command} mount {published.name} {work}/mnt --url {_url(published)} \\
+        {unpackd_command} mount {published.name} {work}/mnt --url {_url(published)} \
             --pubkey {published.public_key} --cache {work}/cache
-        {_AS_NOBODY} cat {work}/mnt/dir/inner
-        {_AS_NOBODY} {unpackd_command} mountctl {work}/mnt revision
-        {_AS_NOBODY} {unpackd_command} umount {work}/mnt
+        cat {work}/mnt/dir/inner
+        {unpackd_command} mountctl {work}/mnt revision
+        exec 3< {work}/mnt/file
+        {restart if _IS_RESUMABLE else "true"}
+        {kill if _IS_RESUMABLE else "true"}
+        cat {work}/mnt/dir/inner
+        sha256sum <&3
+        exec 3<&-
+        {unpackd_command} umount {work}/mnt
     """
+    script = f"mount --bind {device} /dev/fuse && {_AS_NOBODY} sh -c {shlex.quote(script)}"
     done = subprocess.run(
         ["unshare", "--mount", "--propagation", "private", "sh", "-c", script],
         capture_output=True,
@@ -323,6 +335,8 @@ def test_a_user_without_privileges_can_mount(published: Published, work: Path) -
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("insiderevision: 2\n")
+    assert done.stdout.endswith(f"inside{hashlib.sha256(CONTENT).hexdigest()}  -\n")
+    assert not os.path.ismount(work / "mnt")
 
 
 def _let_everybody_in(folder: Path) -> None:

@@ -1,0 +1,29 @@
+"""A session that a holder keeps: what a daemon takes over from the one before it."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from fs.client.holder import Inheritance
+from fs.client.operations import Operations
+from fs.client.wire_journal import Journal, Remembered, load
+from fs.format.hashes import Hash
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """What lets a session go on after its daemon."""
+
+    inherited: Inheritance
+    journal: Journal
+    root: Hash | None  # the catalog under which the kernel was told what it knows from an earlier life
+
+
+def hold(operations: Operations, inherited: Inheritance, file: Path) -> Held:
+    """Take over what the journal in *file* says that the kernel knows, and record from now on."""
+    remembered = load(file) if inherited.is_resumed else Remembered(root=operations.repository.revision.root.hash)
+    journal = Journal(file)
+    journal.start(remembered)
+    operations.restore(remembered.inodes, remembered.absent)
+    operations.inodes.recorder = journal
+    operations.absent_recorder = journal.absent
+    return Held(inherited, journal, remembered.root)

@@ -98,3 +98,7 @@ class OvertakenError(FsError):
 
     exit = Exit.LOCKED
     transient = True
+
+
+class ChangedError(OvertakenError):
+    """A file that was to be put back changed after it was read; reading it again is enough."""

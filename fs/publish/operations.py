@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from fs.format.catalog import Entry
 from fs.format.tree import Content
 from fs.publish.catalogs import Subtree
 
@@ -72,10 +73,21 @@ class Require:
 
 
 @dataclass(frozen=True, slots=True)
+class RequireSame:
+    """Commit only if the file at the path is still what it was when it was read; changes nothing.
+
+    So whoever reads a file, changes it and puts it back loses nothing that others did meanwhile.
+    """
+
+    path: bytes
+    before: Entry | None  # None: there was nothing
+
+
+@dataclass(frozen=True, slots=True)
 class RequireRevision:
     """Commit only on top of this revision; changes nothing."""
 
     revision: int
 
 
-Operation = Graft | PutFile | PutSymlink | MakeDirectory | Remove | Require | RequireRevision
+Operation = Graft | PutFile | PutSymlink | MakeDirectory | Remove | Require | RequireSame | RequireRevision

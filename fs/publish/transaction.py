@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import assert_never
 
-from fs.errors import CatalogError, OvertakenError, RefusedError
+from fs.errors import CatalogError, ChangedError, OvertakenError, RefusedError
 from fs.format.catalog import DIRECTORY_SIZE, Entry, Flag, NestedReference
 from fs.format.hashes import Algorithm, Hash
 from fs.format.paths import ROOT, is_below, name_of, parent_path
@@ -24,6 +24,7 @@ from fs.publish.operations import (
     Remove,
     Require,
     RequireRevision,
+    RequireSame,
 )
 
 Fetch = Callable[[Hash], bytes]
@@ -77,12 +78,11 @@ class Transaction:
 
         Raises:
             RefusedError: it makes no sense for what is there.
-            OvertakenError: what it requires is not, or not any more.
+            OvertakenError, ChangedError: what it requires is not, or not any more.
             AbsentError, CorruptError, CatalogError: a catalog on the way cannot be read.
         """
-        if isinstance(operation, RequireRevision):
-            if operation.revision != self._base.revision:
-                raise OvertakenError(f"the newest revision is {self._base.revision}, not {operation.revision}")
+        if isinstance(operation, Require | RequireSame | RequireRevision):
+            self._require(operation)
             return
         _check_path(operation.path)
         match operation:
@@ -96,9 +96,6 @@ class Transaction:
                 self._make_directory(operation)
             case Remove():
                 self._remove(operation.path)
-            case Require():
-                if self._entry(operation.path) is None:
-                    raise OvertakenError(f"there is no {operation.path.decode('utf-8', 'backslashreplace')} any more")
             case _:
                 assert_never(operation)
 
@@ -114,6 +111,21 @@ class Transaction:
             if draft.rows > most_rows and has_grown and not draft.has_binds:
                 for path in draft.heavy_directories(most_rows, least_rows):
                     self._divide(path)
+
+    def _require(self, condition: Require | RequireSame | RequireRevision) -> None:
+        """Raise OvertakenError or ChangedError if *condition* does not hold."""
+        if isinstance(condition, RequireRevision):
+            if condition.revision != self._base.revision:
+                raise OvertakenError(f"the newest revision is {self._base.revision}, not {condition.revision}")
+            return
+        _check_path(condition.path)
+        shown = condition.path.decode("utf-8", "backslashreplace")
+        found = self._entry(condition.path)
+        if isinstance(condition, Require):
+            if found is None:
+                raise OvertakenError(f"there is no {shown} any more")
+        elif _identity(found) != _identity(condition.before):
+            raise ChangedError(f"{shown} was changed meanwhile")
 
     def seal(self, keep: Keep, *, revision: int, last_modified_unix_s: int, ttl_s: int) -> StoredCatalog:
         """Store the changed catalogs, leaves first, those of one depth in parallel; gives the new root catalog."""
@@ -442,6 +454,11 @@ class Transaction:
         for other, found in others:
             alone = len(others) == 1
             draft.relink(other, 0 if alone else found.link_group, len(others))
+
+
+def _identity(entry: Entry | None) -> tuple[object, ...] | None:
+    """What tells one state of a file from another. Chunked files have no hash of their own, but a time."""
+    return None if entry is None else (entry.mode, entry.size, entry.mtime_ns, entry.hash, entry.target)
 
 
 def apply_all(transaction: Transaction, operations: Sequence[Operation]) -> bool:

@@ -7,8 +7,17 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import padding, rsa
 
-from fs.errors import OvertakenError
-from fs.publish.operations import MakeDirectory, Operation, PutSymlink, Remove, Require, RequireRevision
+from fs.errors import ChangedError, OvertakenError
+from fs.publish.operations import (
+    MakeDirectory,
+    Operation,
+    PutFile,
+    PutSymlink,
+    Remove,
+    Require,
+    RequireRevision,
+    RequireSame,
+)
 from fs.publish.repository import Repository
 
 
@@ -32,6 +41,21 @@ def test_what_is_required_and_is_changes_nothing(repository: Repository) -> None
     commit = repository.commit([Require(b"/a/b"), RequireRevision(2)])
 
     assert commit.changed is False
+
+
+def test_file_that_is_put_back_must_be_what_was_read(repository: Repository) -> None:
+    put = repository.ingester().add_bytes
+    repository.commit([RequireSame(b"/a/record", None), PutFile(b"/a/record", put(b"first"))])
+    read = repository.view().lookup(b"/a/record")
+    repository.commit([PutFile(b"/b", put(b"of no interest"))])
+
+    repository.commit([RequireSame(b"/a/record", read), PutFile(b"/a/record", put(b"second"))])
+
+    for stale in (read, None):
+        with pytest.raises(ChangedError):
+            repository.commit([PutFile(b"/new", put(b"x")), RequireSame(b"/a/record", stale)])
+    assert repository.view().read(b"/a/record", 100) == b"second"
+    assert repository.view().lookup(b"/new") is None
 
 
 def test_removed_in_the_same_commit_is_gone(repository: Repository) -> None:

@@ -6,6 +6,7 @@ import converter.cli
 import fs.cli
 import registry_proxy.cli
 import snapshotter.cli
+from fs.runtime.logs import configure_logging
 
 app = typer.Typer(
     name="unpackd",
@@ -19,7 +20,8 @@ for room in (converter.cli, fs.cli, registry_proxy.cli, snapshotter.cli):
 
 
 def main() -> None:
-    """Entry point of the ``unpackd`` command."""
+    """Entry point of the ``unpackd`` command: stdout is for data, so logging is told to use stderr before anything."""
+    configure_logging("warning")
     app()
 
 

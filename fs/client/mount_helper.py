@@ -12,6 +12,7 @@ import typer
 
 from fs.client import cli
 from fs.runtime.exits import Exit
+from fs.runtime.logs import configure_logging
 from fs.runtime.output import say
 
 _VALUES = frozenset(
@@ -63,6 +64,7 @@ def arguments(given: Sequence[str]) -> list[str]:
 
 def main() -> None:
     """Entry point of ``mount.unpackd``."""
+    configure_logging("warning")
     app = typer.Typer(pretty_exceptions_enable=False)
     cli.register(app)
     try:

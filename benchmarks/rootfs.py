@@ -21,7 +21,8 @@ from pathlib import Path
 import anyio
 
 from benchmarks.fs.world import origin
-from converter.pipeline import ConversionRequest, ConversionResult, convert_image
+from converter.conversion import ConversionRequest, ConversionResult
+from converter.pipeline import convert_image
 from converter.sources import parse_source
 from fs.publish.repository import Repository
 from tests.support.mounts import mounted

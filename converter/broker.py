@@ -10,7 +10,7 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from converter.farm_errors import BrokerError
+from converter.errors import BrokerError
 
 _SCHEMES = ("redis", "rediss", "redis+socket", "amqp", "amqps", "filesystem")
 _CONNECT_TIMEOUT_S = 5

@@ -15,8 +15,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from converter.config import ConversionSettings
+    from converter.conversion import ConversionRequest, ConversionResult
     from converter.limits import Limits
-    from converter.pipeline import ConversionRequest, ConversionResult, Progress
+    from converter.progress import Progress
+    from converter.terms import Policy
     from fs.publish.repository import Repository
     from registry_proxy.oci.manifest import Platform
 
@@ -51,6 +53,13 @@ def convert(
     name: Annotated[
         str | None, typer.Option(help="Name of the image in the repository, for images that are in no registry.")
     ] = None,
+    policy: Annotated[
+        str,
+        typer.Option(
+            help="When the tag has moved: follow it, stay with what is published (pin), or follow it and keep every "
+            "image for good (archive)."
+        ),
+    ] = "follow",
     strict: Annotated[
         bool, typer.Option("--strict", help="Refuse an image of which something has to be left out.")
     ] = False,
@@ -66,7 +75,7 @@ def convert(
     import anyio
 
     from converter.config import load_settings
-    from converter.pipeline import ConversionRequest
+    from converter.conversion import ConversionRequest
     from converter.sources import parse_source
 
     with command_errors(as_json=as_json):
@@ -74,6 +83,7 @@ def convert(
         if name is not None and len(images) > 1:
             raise UsageError("--name gives a name to one image; there are several")
         wanted, every = platforms(platform)
+        kept = _policy(policy)
         requests = [
             ConversionRequest(
                 source=parse_source(image),
@@ -81,6 +91,7 @@ def convert(
                 every_platform=every,
                 name=_name(name),
                 refuses_losses=strict,
+                policy=kept,
             )
             for image in images
         ]
@@ -103,6 +114,15 @@ def platforms(texts: "list[str] | None") -> "tuple[tuple[Platform, ...], bool]":
     try:
         return tuple(dict.fromkeys(Platform.parse(word) for word in words)), False
     except ProxyError as error:
+        raise UsageError(str(error)) from error
+
+
+def _policy(text: str) -> "Policy":
+    from converter.terms import read_policy
+
+    try:
+        return read_policy(text)
+    except ValueError as error:
         raise UsageError(str(error)) from error
 
 

@@ -10,13 +10,14 @@ from typing import Any, Self
 import httpx
 from pydantic import TypeAdapter, ValidationError
 
-from converter.errors import ConverterError, SourceAbsentError
-from converter.farm_errors import (
+from converter.errors import (
+    ConverterError,
     FarmUnreachableError,
     FarmUsageError,
     JobAbsentError,
     Mistake,
     RequestRefusedError,
+    SourceAbsentError,
     WishlistError,
 )
 

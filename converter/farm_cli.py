@@ -11,7 +11,7 @@ from fs.runtime.exits import Exit
 from fs.runtime.output import command_errors, print_json, say
 
 if TYPE_CHECKING:
-    from converter.farm_errors import Mistake
+    from converter.errors import Mistake
 
 wish_app = typer.Typer(no_args_is_help=True, help="Wishlists: check, apply, and see what became of them.")
 
@@ -169,7 +169,7 @@ def check(file: WishlistFile, as_json: Json = False) -> None:
 
     Example: unpackd wish check wishlist.yaml
     """
-    from converter.farm_errors import WishlistError
+    from converter.errors import WishlistError
     from converter.wishlist import parse_wishlist
     from converter.wishlist_file import read_wishlist
 
@@ -224,7 +224,7 @@ def status(
 
     Example: unpackd wish status library/debian --json
     """
-    from converter.farm_errors import JobAbsentError
+    from converter.errors import JobAbsentError
 
     with command_errors(as_json=as_json):
         document = _ask("images", url, directory, name)
@@ -250,8 +250,10 @@ def list_wishes(url: Url = None, directory: Directory = None, as_json: Json = Fa
             print_json(document)
             return
         for wishlist in document["wishlists"]:
-            for reference in wishlist["wishes"]:
-                typer.echo(f"{wishlist['name']}  {reference}")
+            for reference, terms in zip(wishlist["wishes"], wishlist["terms"], strict=True):
+                facts = [terms["policy"]] if terms["policy"] != "follow" else []
+                facts += [",".join(terms["platforms"])] if terms["platforms"] else []
+                typer.echo("  ".join([wishlist["name"], reference, *facts]))
 
 
 def _ask(question: str, url: str | None, directory: Path | None, *arguments: object) -> dict[str, Any]:
@@ -271,7 +273,7 @@ def _ask(question: str, url: str | None, directory: Path | None, *arguments: obj
 @contextmanager
 def _places_in(file: Path | None) -> Iterator[None]:
     """Mistakes of the wishlist *file* are named with their places, one a line, before the command ends."""
-    from converter.farm_errors import WishlistError
+    from converter.errors import WishlistError
 
     try:
         yield

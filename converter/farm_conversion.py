@@ -7,12 +7,16 @@ from pathlib import Path
 import anyio
 
 from converter.config import ConversionSettings
-from converter.farm_errors import FarmUsageError
+from converter.conversion import ConversionRequest, ConversionResult
+from converter.errors import FarmUsageError
 from converter.jobs import Claim, Outcome
-from converter.pipeline import ConversionRequest, ConversionResult, Progress, convert_image
+from converter.pipeline import convert_image
+from converter.progress import Progress
 from converter.sources import OCI, ImageSource, parse_source
+from converter.terms import ALL
 from converter.uploads import uploaded_layout
 from fs.publish.repository import Repository
+from registry_proxy.oci.manifest import Platform
 
 
 class PipelineConverter:
@@ -45,7 +49,14 @@ class PipelineConverter:
             source = parse_source(claim.pinned)
         else:  # the text gets into the repository's records
             source = ImageSource(f"upload:{claim.digest}", OCI, path=layout)
-        request = ConversionRequest(source=source, name=claim.name)
+        every = claim.terms.platforms == (ALL,)
+        request = ConversionRequest(
+            source=source,
+            name=claim.name,
+            platforms=() if every else tuple(map(Platform.parse, claim.terms.platforms)),
+            every_platform=every,
+            policy=claim.terms.policy,
+        )
 
         def tell(progress: Progress) -> None:
             report(asdict(progress))

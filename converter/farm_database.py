@@ -7,7 +7,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 
-from converter.farm_errors import JobStoreError
+from converter.errors import JobStoreError
 from converter.farm_schema import SCHEMA_VERSION, facts, metadata
 
 _BUSY_TIMEOUT_S = 20.0

@@ -6,6 +6,7 @@ from sqlalchemy import (
     Column,
     Double,
     ForeignKey,
+    ForeignKeyConstraint,
     Index,
     Integer,
     MetaData,
@@ -48,6 +49,16 @@ wishes = Table(
     Index("wishes_by_repository", "image_repository"),
 )
 
+wish_terms = Table(  # of wishes whose terms are not the usual ones
+    "wish_terms",
+    metadata,
+    Column("wishlist", String(255), primary_key=True),
+    Column("position", Integer, primary_key=True),
+    Column("policy", String(16), nullable=False),
+    Column("platforms", Text, nullable=False),  # JSON
+    ForeignKeyConstraint(["wishlist", "position"], ["wishes.wishlist", "wishes.position"], ondelete="CASCADE"),
+)
+
 images = Table(
     "images",
     metadata,
@@ -87,6 +98,14 @@ vanished = Table(  # tags that their registry had once and has not now; what is 
     metadata,
     Column("image_id", ForeignKey("images.id", ondelete="CASCADE"), primary_key=True),
     Column("seen_at", Double, nullable=False),
+)
+
+image_terms = Table(  # what the wishes for an image come to; the usual ones if there is no row
+    "image_terms",
+    metadata,
+    Column("image_id", ForeignKey("images.id", ondelete="CASCADE"), primary_key=True),
+    Column("policy", String(16), nullable=False),
+    Column("platforms", Text, nullable=False),  # JSON
 )
 
 jobs = Table(

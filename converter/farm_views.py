@@ -7,11 +7,12 @@ from dataclasses import dataclass
 
 import sqlalchemy as sa
 
+from converter.errors import JobAbsentError
 from converter.farm_database import FarmDatabase
-from converter.farm_errors import JobAbsentError
-from converter.farm_schema import history, images, jobs, vanished, wishes
+from converter.farm_schema import history, image_terms, images, jobs, vanished, wishes
 from converter.job_rules import ImageState, JobState, image_state
-from converter.wishlist import Wish
+from converter.terms import Terms
+from converter.wish import Wish
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,6 +37,8 @@ class ImageView:
     created_unix_s: float
     checked_unix_s: float | None
     published_unix_s: float | None
+    policy: str
+    platforms: tuple[str, ...]  # none: that of the worker's machine
     vanished_unix_s: float | None  # its registry has no such tag any more, since then
 
 
@@ -150,14 +153,19 @@ def _image_query() -> sa.Select[tuple[object, ...]]:
     columns = [jobs.c[name].label(f"job_{name}") for name in wanted]
     current = sa.and_(jobs.c.image_id == images.c.id, jobs.c.digest == images.c.digest)
     columns += [jobs.c.error.label("job_error"), vanished.c.seen_at.label("vanished_at")]
+    columns += [image_terms.c[name].label(name) for name in ("policy", "platforms")]
     query: sa.Select[tuple[object, ...]] = sa.select(images, *columns)
-    return query.select_from(images.outerjoin(jobs, current).outerjoin(vanished, vanished.c.image_id == images.c.id))
+    joined = images.outerjoin(jobs, current).outerjoin(vanished, vanished.c.image_id == images.c.id)
+    return query.select_from(joined.outerjoin(image_terms, image_terms.c.image_id == images.c.id))
 
 
 def _image(row: sa.Row[tuple[object, ...]]) -> ImageView:
     state = image_state(None if row.job_state is None else JobState(row.job_state))
     finished = state is ImageState.DONE and row.job_finished_at is not None and row.job_started_at is not None
+    terms = Terms.decode(row.policy, row.platforms)
     return ImageView(
+        policy=terms.policy.value,
+        platforms=terms.platforms,
         reference=row.reference,
         name=row.name,
         repository=row.repository,

@@ -1,65 +1,40 @@
-"""``unpackd images …``: what a repository holds, where it came from, what can go, and if it is what it should be."""
+"""``unpackd images …``: what a repository holds, where it came from, and if it is what it should be."""
 
-import json
-import time
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from converter import images_care_cli
+from converter.images_access_cli import (
+    Config,
+    Image,
+    Json,
+    OnePlatform,
+    Opened,
+    Pubkey,
+    Storage,
+    Url,
+    conversion_settings,
+    reading,
+)
 from fs.runtime.errors import UsageError
 from fs.runtime.exits import Exit
 from fs.runtime.output import command_errors, print_json, say
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from converter.config import ConversionSettings
-    from converter.image_records import PlatformImage, Provenance
-    from converter.retention import RetentionReport
+    from converter.image_records import Provenance
     from converter.verify import Finding, Recomputed
-    from fs.format.hashes import Hash
-    from fs.publish.operations import Operation
-    from fs.publish.repository import Repository
-    from fs.publish.view import View
-    from fs.store.base import ReadStore
 
-DAY_S = 86_400
 _MOST_FINDINGS = 1000
-_UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
-_STEP = 1024
 
 app = typer.Typer(no_args_is_help=True, help="Look at and look after the images of a repository.")
-
-Image = Annotated[str, typer.Argument(metavar="IMAGE", help="registry/repo:tag, or sha256:… of a manifest.")]
-Storage = Annotated[str | None, typer.Option(help="Where the repository is stored (UNPACKD_STORAGE).")]
-Url = Annotated[list[str] | None, typer.Option("--url", help="Or its URL; several with commas or repeated.")]
-Pubkey = Annotated[
-    Path | None, typer.Option(exists=True, dir_okay=False, help="Public key of the repository; needed with --url.")
-]
-Keys = Annotated[Path | None, typer.Option(help="Directory of the repository's keys (UNPACKD_KEYS).")]
-Config = Annotated[Path | None, typer.Option(help="Configuration file (/etc/unpackd/config.toml).")]
-OnePlatform = Annotated[
-    str | None, typer.Option("--platform", help="os/architecture[/variant], if the image has several.")
-]
-Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]
 
 
 def register(parent: typer.Typer) -> None:
     """Add the commands to *parent*."""
     parent.add_typer(app, name="images")
-
-
-@dataclass(frozen=True, slots=True)
-class _Opened:
-    """A repository to read."""
-
-    store: "ReadStore"
-    view: "View"
-    fingerprints: "tuple[Hash, ...]"  # of the certificates that may sign
 
 
 @app.command("ls")
@@ -71,9 +46,10 @@ def list_images(
     Example: unpackd images ls --storage /srv/unpacked
     """
     from converter import inventory
+    from converter.image_rows import image_row, shown_bytes
 
-    with command_errors(as_json=as_json), _reading(storage, url, pubkey, config) as opened:
-        rows = [_row(opened.view, name) for name in inventory.names(opened.view)]
+    with command_errors(as_json=as_json), reading(storage, url, pubkey, config) as opened:
+        rows = [image_row(opened.view, name) for name in inventory.names(opened.view)]
         if as_json:
             print_json(rows)
             return
@@ -81,7 +57,7 @@ def list_images(
             for image in row["images"]:
                 typer.echo(
                     f"{row['name']}  {image['manifest']}  {image['platform']}  {row['converted'] or '-'}  "
-                    f"{_bytes(image['size'])}"
+                    f"{shown_bytes(image['size'])}"
                 )
             if row["error"]:
                 typer.echo(f"{row['name']}  {row['error']}")
@@ -101,43 +77,17 @@ def show(
 
     Example: unpackd images show docker.io/library/debian:12 --storage /srv/unpacked
     """
-    from converter import inventory, placement
-    from converter.footprint import footprint
+    from converter import inventory
+    from converter.image_rows import image_document, print_image
 
-    with command_errors(as_json=as_json), _reading(storage, url, pubkey, config) as opened:
+    with command_errors(as_json=as_json), reading(storage, url, pubkey, config) as opened:
         name, one = inventory.chosen(opened.view, image, platform)
-        known = _provenance(opened.view, one)
         sizes: Any = opened.store if hasattr(opened.store, "describe") else None
-        taken = footprint(opened.view, known.config, sizes)
-        chains = placement.chain_ids([layer.diff_id for layer in known.layers])
-        document = {
-            "name": name,
-            "names": [named for named in inventory.names(opened.view) if _leads_to(opened.view, named, one)],
-            "platform": known.platform,
-            "manifest": known.manifest,
-            "config": known.config,
-            "resolved": known.resolved,
-            "source": known.source,
-            "converted": known.converted.isoformat(),
-            "tool": known.tool,
-            "tree": known.tree,
-            "size": known.size,
-            "compressed_size": known.compressed_size,
-            "files": known.files,
-            "entries": known.entries,
-            "layers": [asdict(layer) for layer in known.layers],
-            "chains": chains,
-            "flat_path": placement.flat_path(known.config).decode(),
-            "content_bytes": taken.content_bytes,
-            "shared_content_bytes": taken.shared_content_bytes,
-            "stored_bytes": taken.stored_bytes,
-            "shared_stored_bytes": taken.shared_stored_bytes,
-            "seconds": dict(known.seconds or {}),
-        }
+        document = image_document(opened.view, name, one, sizes)
         if as_json:
             print_json(document)
             return
-        _print_image(document)
+        print_image(document)
 
 
 @app.command()
@@ -155,7 +105,7 @@ def history(
     """
     from converter import inventory, placement
 
-    with command_errors(as_json=as_json), _reading(storage, url, pubkey, config) as opened:
+    with command_errors(as_json=as_json), reading(storage, url, pubkey, config) as opened:
         name = inventory.known_name(opened.view, image)
         rows = [
             {
@@ -178,90 +128,45 @@ def history(
             typer.echo(f"{row['converted']}  {row['resolved']}  {row['manifest']}  {row['platform']}{state}")
 
 
-@app.command("rm")
-def remove(
-    images: Annotated[list[str], typer.Argument(metavar="IMAGE...", help="Names as `images ls` prints them.")],
-    storage: Storage = None,
-    keys: Keys = None,
-    config: Config = None,
-    as_json: Json = False,
-) -> None:
-    """Remove names, all in one commit. Trees and layers stay until `unpackd images gc`.
-
-    Example: unpackd images rm docker.io/library/debian:11 --storage /srv/unpacked --keys /etc/unpackd/keys
-    """
-    from converter import inventory
-    from converter.retention import removal
-
-    with command_errors(as_json=as_json):
-        repository = _writer(storage, keys, config)
-        view = repository.view()
-        names = list(dict.fromkeys(inventory.known_name(view, image) for image in images))
-        operations: list[Operation] = [operation for name in names for operation in removal(view, name)]
-        commit = repository.commit(operations)
-        if as_json:
-            print_json({"removed": names, "revision": commit.revision})
-        else:
-            say(f"revision {commit.revision} has {', '.join(names)} no more")
-
-
 @app.command()
-def pin(
+def diff(
     image: Image,
-    reason: Annotated[str, typer.Option(help="Why it is kept.")] = "",
-    remove_pin: Annotated[bool, typer.Option("--remove", help="Let it go again.")] = False,
+    other: Annotated[
+        str | None,
+        typer.Argument(metavar="[IMAGE]", help="The newer one; without it, IMAGE now is compared with IMAGE before."),
+    ] = None,
+    times: Annotated[bool, typer.Option("--times", help="Name paths too that differ in their times only.")] = False,
     platform: OnePlatform = None,
     storage: Storage = None,
-    keys: Keys = None,
+    url: Url = None,
+    pubkey: Pubkey = None,
     config: Config = None,
     as_json: Json = False,
 ) -> None:
-    """Keep an image, as it is now, whatever becomes of its names.
+    """What tells two images apart: paths added, removed and changed, layers in common, settings of the config.
 
-    Example: unpackd images pin docker.io/library/debian:12 --reason "analysis of run 3"
+    An image is a name, NAME@sha256:… for what the name led to once, or sha256:… of a manifest. With one name, what it
+    led to before is compared with what it leads to now.
+
+    Example: unpackd images diff docker.io/library/debian:12 docker.io/library/debian:13 --storage /srv/unpacked
     """
-    from converter import inventory, placement
-    from converter.image_records import Pin
-    from fs.publish.operations import PutFile, Remove, Require
+    from converter import inventory
+    from converter.image_diff import differences
+    from converter.image_rows import print_differences
 
-    with command_errors(as_json=as_json):
-        repository = _writer(storage, keys, config)
-        _, one = inventory.chosen(repository.view(), image, platform)
-        path = placement.pin_path(one.manifest)
-        mark = Pin(one.manifest, reason or "no reason given", datetime.now(UTC))
-        if remove_pin:
-            commit = repository.commit([Remove(path)])
+    with command_errors(as_json=as_json), reading(storage, url, pubkey, config) as opened:
+        if other is None:
+            before, after = inventory.last_two(opened.view, image, platform)
         else:
-            content = repository.ingester().add_bytes(mark.encode())
-            commit = repository.commit([Require(placement.image_path(one.manifest)), PutFile(path, content)])
+            before, after = (inventory.chosen(opened.view, one, platform) for one in (image, other))
+        found = differences(opened.view, before, after, with_times=times)
         if as_json:
-            print_json({"manifest": one.manifest, "pinned": not remove_pin, "revision": commit.revision})
+            print_json(found)
         else:
-            say(f"{one.manifest} is {'not pinned any more' if remove_pin else 'pinned'}, revision {commit.revision}")
+            print_differences(found)
 
 
-@app.command("gc")
-def collect_garbage(
-    keep_days: Annotated[float, typer.Option(min=0, help="What a name led to stays for so many days.")] = 30,
-    grace_days: Annotated[float, typer.Option(min=0, help="What is not needed stays for so many days more.")] = 3,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would go, and why.")] = False,
-    storage: Storage = None,
-    keys: Keys = None,
-    config: Config = None,
-    as_json: Json = False,
-) -> None:
-    """Remove trees, layers, chains and change sets that no name, pin or retention time keeps.
-
-    If a record cannot be read, nothing goes. `unpackd repo gc` frees the space when no kept revision has them any more.
-
-    Example: unpackd images gc --dry-run --storage /srv/unpacked --keys /etc/unpackd/keys
-    """
-    from converter.retention import RetentionOptions, collect
-
-    with command_errors(as_json=as_json):
-        options = RetentionOptions(keep_s=int(keep_days * DAY_S), grace_s=int(grace_days * DAY_S), dry_run=dry_run)
-        report = collect(_writer(storage, keys, config), options, time.time)
-        _print_report(report, dry_run=dry_run, as_json=as_json)
+images_care_cli.register(app)
 
 
 @app.command()
@@ -291,7 +196,7 @@ def verify(
     from converter import inventory
     from converter.verify import published_digest, signed_provenance
 
-    with command_errors(as_json=as_json), _reading(storage, url, pubkey, config) as opened:
+    with command_errors(as_json=as_json), reading(storage, url, pubkey, config) as opened:
         if offline and (source is not None or deep is not None):
             raise UsageError("--offline fetches nothing, so --source and --deep say nothing with it")
         name, one = inventory.chosen(opened.view, image, platform)
@@ -319,113 +224,6 @@ def verify(
         raise typer.Exit(Exit.CORRUPT)
 
 
-# --- opening
-
-
-@contextmanager
-def _reading(
-    storage: str | None, url: list[str] | None, pubkey: Path | None, config: Path | None
-) -> "Iterator[_Opened]":
-    """The repository that options, variables or the configuration name."""
-    from fs.format.trust import TrustedWhitelist, load_public_keys
-    from fs.format.whitelist import MAX_WHITELIST_BYTES
-    from fs.publish.repository import read_whitelist
-    from fs.publish.revisions import view_of
-    from fs.publish.signing import WHITELIST
-    from fs.repo_cli import opened_source
-
-    if storage is None and not url:
-        storage = _settings(None, None, config).storage
-    with opened_source(storage, url, pubkey) as (store, manifest):
-        if pubkey is None:
-            whitelist = read_whitelist(store)
-        else:
-            trusted = TrustedWhitelist.verify(
-                store.read_named(WHITELIST, limit_bytes=MAX_WHITELIST_BYTES),
-                name=manifest.name,
-                keys=load_public_keys(pubkey.read_bytes()),
-                now=datetime.now(UTC),
-            )
-            whitelist = trusted.whitelist
-        yield _Opened(store, view_of(store, manifest), whitelist.fingerprints)
-
-
-def _settings(storage: str | None, keys: Path | None, config: Path | None) -> "ConversionSettings":
-    from converter.config import load_settings
-
-    return load_settings(config, flags={"storage": storage, "keys": keys})
-
-
-def _writer(storage: str | None, keys: Path | None, config: Path | None) -> "Repository":
-    from fs.publish.repository import Repository, read_manifest
-    from fs.repo_cli import log_to_stderr
-    from fs.store.places import open_storage
-
-    log_to_stderr()
-    settings = _settings(storage, keys, config)
-    if settings.storage is None or settings.keys is None:
-        raise UsageError("changes are signed: give --storage and --keys, or UNPACKD_STORAGE and UNPACKD_KEYS")
-    name = read_manifest(open_storage(settings.storage).store).name
-    return Repository.open(name, settings.storage, settings.keys, settings=settings.writing())
-
-
-# --- facts
-
-
-def _provenance(view: "View", image: "PlatformImage") -> "Provenance":
-    from converter import inventory
-    from converter.errors import RecordError
-
-    found = inventory.provenance(view, image.manifest)
-    if found is None:
-        raise RecordError(f"the records of the image {image.manifest} are missing")
-    return found
-
-
-def _row(view: "View", name: str) -> dict[str, Any]:
-    """What is listed of a name; a record that cannot be read is said so and hides nothing else."""
-    from converter import inventory
-    from converter.errors import RecordError
-
-    row: dict[str, Any] = {"name": name, "path": f"/{name}", "converted": "", "resolved": "", "images": [], "error": ""}
-    try:
-        image = inventory.named_image(view, name)
-        if image.record is None:
-            row["error"] = "published by another program"
-            return row
-        row["resolved"] = image.record.resolved
-        row["images"] = [_image_row(view, one) for one in image.record.all_images]
-        row["converted"] = image.record.converted or next((one["converted"] for one in row["images"]), "")
-    except RecordError as error:
-        row["error"] = str(error)
-    return row
-
-
-def _image_row(view: "View", image: "PlatformImage") -> dict[str, Any]:
-    known = _provenance(view, image)
-    return {
-        "platform": image.platform,
-        "manifest": image.manifest,
-        "config": image.config,
-        "size": known.size,
-        "compressed_size": known.compressed_size,
-        "files": known.files,
-        "layers": len(known.layers),
-        "converted": known.converted.isoformat(),
-    }
-
-
-def _leads_to(view: "View", name: str, image: "PlatformImage") -> bool:
-    from converter import inventory
-    from converter.errors import RecordError
-
-    try:
-        record = inventory.named_image(view, name).record
-    except RecordError:
-        return False
-    return record is not None and image.manifest in {one.manifest for one in record.all_images}
-
-
 def _pinned(known: "Provenance") -> str:
     """The source of an image, by digest where it has one, so that a tag that moved does not matter."""
     from converter.sources import parse_source
@@ -444,7 +242,7 @@ def _recompute(source: str, known: "Provenance", config: Path | None) -> "Recomp
     from converter.verify import recompute
     from fs.publish.ingest import Codec
 
-    limits = _settings(None, None, config).limits.limits()
+    limits = conversion_settings(None, None, config).limits.limits()
 
     async def run() -> "Recomputed":
         return await recompute(parse_source(source), known, limits=limits, codec=Codec())
@@ -452,7 +250,7 @@ def _recompute(source: str, known: "Provenance", config: Path | None) -> "Recomp
     return anyio.run(run)
 
 
-def _differences(expected: "Recomputed", opened: _Opened, known: "Provenance", deep: Path | None) -> "list[Finding]":
+def _differences(expected: "Recomputed", opened: Opened, known: "Provenance", deep: Path | None) -> "list[Finding]":
     from converter import placement
     from converter.verify import compare_mounted, compare_published
 
@@ -463,48 +261,6 @@ def _differences(expected: "Recomputed", opened: _Opened, known: "Provenance", d
             raise UsageError(f"{top} is not there: {deep} is no mount of this repository at its newest revision")
         findings += compare_mounted(expected, top)
     return findings
-
-
-# --- printing
-
-
-def _bytes(count: int | None) -> str:
-    if count is None or count < 0:
-        return "unknown"
-    size, unit = float(count), 0
-    while size >= _STEP and unit < len(_UNITS) - 1:
-        size, unit = size / _STEP, unit + 1
-    return f"{size:.1f} {_UNITS[unit]}" if unit else f"{count} B"
-
-
-def _print_image(document: dict[str, Any]) -> None:
-    sizes = ("size", "compressed_size", "content_bytes", "shared_content_bytes", "stored_bytes", "shared_stored_bytes")
-    for key, value in document.items():
-        match value:
-            case list():
-                typer.echo(f"{key}: {len(value)}")
-                for one in value:
-                    typer.echo(f"  {json.dumps(one) if isinstance(one, dict) else one}")
-            case dict():
-                typer.echo(f"{key}: {', '.join(f'{step} {seconds} s' for step, seconds in value.items())}")
-            case _:
-                typer.echo(f"{key}: {_bytes(value) if key in sizes else value}")
-
-
-def _print_report(report: "RetentionReport", *, dry_run: bool, as_json: bool) -> None:
-    if as_json:
-        print_json({**asdict(report), "dry_run": dry_run, "removed": report.removed})
-        return
-    for one in report.unneeded:
-        since = datetime.fromtimestamp(one.since_unix_s, UTC)
-        fate = ("would go" if dry_run else "removed") if one.goes else "later"
-        typer.echo(f"{fate}  {one.kind}  {one.path}  {one.reason}; noticed {since:%Y-%m-%dT%H:%MZ}")
-    verb = "would be removed" if dry_run else "removed"
-    say(
-        f"{report.removed} {verb}, {len(report.unneeded) - report.removed} later; kept for {report.names} names: "
-        f"{report.kept_images} images, {report.kept_trees} trees, {report.kept_layers} layers; "
-        f"revision {report.revision}"
-    )
 
 
 def _print_verdict(document: dict[str, Any], *, as_json: bool) -> None:

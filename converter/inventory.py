@@ -94,6 +94,14 @@ def provenance(view: View, manifest: str) -> Provenance | None:
     return found
 
 
+def provenance_of(view: View, image: PlatformImage) -> Provenance:
+    """Where *image*, which has to be there, came from. Raises RecordError."""
+    found = provenance(view, image.manifest)
+    if found is None:
+        raise RecordError(f"the records of the image {image.manifest} are missing")
+    return found
+
+
 def pins(view: View) -> list[Pin]:
     """All pins. Raises RecordError."""
     if view.lookup(placement.PINS) is None:
@@ -126,8 +134,12 @@ def _is_there(view: View, name: str) -> bool:
     return any(view.lookup(folder + b"/" + record) is not None for record in (b"source.json", b"manifest.json"))
 
 
-def chosen(view: View, text: str, platform: str | None = None) -> tuple[str | None, PlatformImage]:
-    """The image that a user means by a name or by ``sha256:…`` of a manifest: its name, if given by one, and digests.
+Chosen = tuple[str | None, PlatformImage]
+"""An image that a user means: its name, if it was given by one, and its digests."""
+
+
+def chosen(view: View, text: str, platform: str | None = None) -> Chosen:
+    """The image that a user means: a name, ``name@sha256:…`` of its history, or ``sha256:…`` of a manifest.
 
     Raises:
         ImageAbsentError: there is none.
@@ -138,17 +150,48 @@ def chosen(view: View, text: str, platform: str | None = None) -> tuple[str | No
         if found is None:
             raise ImageAbsentError(f"there is no image with the manifest {text}")
         return None, PlatformImage(platform=found.platform, manifest=found.manifest, config=found.config)
+    tag, at, digest = text.partition("@")
+    if at and not _is_there(view, f"{tag}:{digest}"):
+        name = known_name(view, tag)
+        return name, _of_platform(_led_to(view, name, digest), name, platform)
     name = known_name(view, text)
     image = named_image(view, name)
     if image.record is None:
         raise ImageAbsentError(f"{name} was published by another program; convert it to know more about it")
-    record = image.record
+    return name, _of_platform(image.record, name, platform)
+
+
+def last_two(view: View, text: str, platform: str | None = None) -> tuple[Chosen, Chosen]:
+    """What a name led to before, and what it leads to now.
+
+    Raises:
+        ImageAbsentError: there is no such name, or it never led elsewhere.
+        RecordError: records cannot be read.
+    """
+    name, now = chosen(view, text, platform)
+    if name is not None:
+        for event in reversed(history(view, name)):
+            before = _of_platform(event.record, name, platform)
+            if before.manifest != now.manifest:
+                return (name, before), (name, now)
+    raise ImageAbsentError(f"{text} never led to another image; name two images")
+
+
+def _led_to(view: View, name: str, digest: str) -> SourceRecord:
+    """What *name* led to when it had *digest*, at the registry or as a manifest."""
+    for event in reversed(history(view, name)):
+        if digest in {event.record.resolved, *(one.manifest for one in event.record.all_images)}:
+            return event.record
+    raise ImageAbsentError(f"{name} never led to {digest}; `unpackd images history {name}` lists what it led to")
+
+
+def _of_platform(record: SourceRecord, name: str, platform: str | None) -> PlatformImage:
     if platform is None:
         default = PlatformImage(platform=record.platform, manifest=record.manifest, config=record.config)
-        return name, next((one for one in record.images if one.manifest == record.manifest), default)
+        return next((one for one in record.images if one.manifest == record.manifest), default)
     for one in record.all_images:
         if one.platform == platform:
-            return name, one
+            return one
     offered = ", ".join(one.platform for one in record.all_images)
     raise ImageAbsentError(f"{name} is not there for {platform}; there is: {offered}")
 

@@ -9,9 +9,10 @@ from dataclasses import dataclass
 import sqlalchemy as sa
 
 from converter.farm_database import FarmDatabase
-from converter.farm_schema import hints, history, images, jobs, vanished
+from converter.farm_schema import hints, history, image_terms, images, jobs, vanished
 from converter.job_rules import OPEN, SUCCESSFUL, JobState, Rules
-from converter.wishlist import Source, Wish
+from converter.terms import USUAL, Policy, Terms
+from converter.wish import Source, Wish
 
 _MAX_ERROR_LENGTH = 2000
 _LONG_AGO = 0.0
@@ -28,6 +29,7 @@ class Claim:
     digest: str  # what the tag named when the job was made
     attempt: int
     owner: str
+    terms: Terms = USUAL
 
     @property
     def pinned(self) -> str:
@@ -211,6 +213,41 @@ class JobStore:
                     change = sa.update(images).where(images.c.id == row.id).values(wished=not row.wished)
                     connection.execute(change)
 
+    def set_terms(self, repository: str, terms: Mapping[str, Terms]) -> int:
+        """How the images with these names are kept from now on; gives for how many of them that is new.
+
+        Those are converted again, though the registry has nothing new: there are platforms to add, or pins to set.
+        """
+        known = _kept().where(images.c.repository == repository, images.c.name.in_(list(terms)))
+        with self._database.read() as connection:
+            rows = connection.execute(known).all()
+        changed = {row.id: terms[row.name] for row in rows if _terms_of(row) != terms[row.name]}
+        if changed:
+            with self._database.write() as connection:
+                for image_id, wanted in changed.items():
+                    policy, platforms = wanted.encode()
+                    values = {"policy": policy, "platforms": platforms}
+                    connection.execute(
+                        self._database.insert(image_terms)
+                        .values(image_id=image_id, **values)
+                        .on_conflict_do_update(index_elements=["image_id"], set_=values)
+                    )
+                again = sa.update(images).where(images.c.id.in_(list(changed)))
+                connection.execute(again.values(requested=True, checked_at=None))
+        return len(changed)
+
+    def held(self, repository: str, source: Source) -> dict[str, str]:
+        """The digests that pinned images of *source* stay with, by the image's name."""
+        query = _kept().where(
+            *_of(repository, source), image_terms.c.policy == Policy.PIN.value, images.c.digest.is_not(None)
+        )
+        with self._database.read() as connection:
+            return {row.name: str(row.digest) for row in connection.execute(query)}
+
+    @staticmethod
+    def _terms(connection: sa.Connection, image_id: int) -> Terms:
+        return _terms_of(connection.execute(_kept().where(images.c.id == image_id)).one())
+
     def _image_id(self, connection: sa.Connection, repository: str, wish: Wish) -> int:
         same = (images.c.repository == repository, images.c.name == wish.simple_name)
         found = connection.execute(sa.select(images.c.id, images.c.reference).where(*same)).one_or_none()
@@ -300,7 +337,8 @@ class JobStore:
                 "progress": None,
             }
             connection.execute(sa.update(jobs).where(jobs.c.id == job.id).values(**values))
-        return Claim(job.id, job.repository, job.name, job.reference, job.digest, job.attempts + 1, owner)
+            terms = self._terms(connection, job.image_id)
+        return Claim(job.id, job.repository, job.name, job.reference, job.digest, job.attempts + 1, owner, terms)
 
     def beat(self, claim: Claim, progress: dict[str, object] | None) -> bool:
         """Say that *claim* is being worked on; False if it was lost."""
@@ -334,6 +372,9 @@ class JobStore:
                 return False
             same = (images.c.repository == claim.repository, images.c.name == claim.name)
             connection.execute(sa.update(images).where(*same).values(**published))
+            if _terms_of(connection.execute(_kept().where(*same)).one()) != claim.terms:  # they changed meanwhile
+                again = {"state": JobState.QUEUED, "attempts": 0, "queued_at": now, "sent_at": None}
+                connection.execute(sa.update(jobs).where(jobs.c.id == claim.job_id).values(**again))
         return True
 
     def fail(self, claim: Claim, error: str, *, transient: bool) -> bool:
@@ -400,6 +441,18 @@ class JobStore:
             jobs.c.attempts == claim.attempt,
         )
         return connection.execute(sa.update(jobs).where(*mine).values(**values)).rowcount == 1
+
+
+def _kept() -> sa.Select[tuple[object, ...]]:
+    """Images with the terms of those that have any of their own."""
+    selected: sa.Select[tuple[object, ...]] = sa.select(
+        images.c.id, images.c.name, images.c.digest, image_terms.c.policy, image_terms.c.platforms
+    )
+    return selected.select_from(images.outerjoin(image_terms, image_terms.c.image_id == images.c.id))
+
+
+def _terms_of(row: sa.Row[tuple[object, ...]]) -> Terms:
+    return Terms.decode(row.policy, row.platforms)
 
 
 def _of(repository: str, source: Source) -> tuple[sa.ColumnElement[bool], ...]:

@@ -10,10 +10,20 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 
+from fs.format.catalog import Entry
 from fs.format.paths import components, parent_path
 from fs.format.tree import Content
 from fs.publish.catalogs import Subtree
-from fs.publish.operations import Graft, MakeDirectory, Operation, PutFile, PutSymlink, Remove, Require
+from fs.publish.operations import (
+    Graft,
+    MakeDirectory,
+    Operation,
+    PutFile,
+    PutSymlink,
+    Remove,
+    Require,
+    RequireSame,
+)
 from registry_proxy.oci.manifest import Platform
 
 LAYERS, FLAT, METADATA, OWN = b"/.layers", b"/.flat", b"/.metadata", b"/.unpackd"
@@ -201,14 +211,15 @@ def layer_record(layer: LayerDescription, unpacked_bytes: int, created: datetime
     return json.dumps([fields], indent=1).encode()
 
 
-def origin_record(before: bytes | None, config: str) -> bytes | None:
-    """DUCC's ``origin.json`` with *config* in it; None if it is in *before* already."""
+def origin_record(before: bytes | None, configs: Sequence[str]) -> bytes | None:
+    """DUCC's ``origin.json`` with *configs* in it; None if they are in *before* already."""
     try:
         known = json.loads(before)["origin"] if before is not None else []
-        configs = [str(item) for item in known]
+        listed = [str(item) for item in known]
     except (ValueError, TypeError, KeyError):
-        configs = []
-    return None if config in configs else _json({"origin": [*configs, config]})
+        listed = []
+    missing = [config for config in configs if config not in listed]
+    return _json({"origin": [*listed, *missing]}) if missing else None
 
 
 def _json(document: Mapping[str, object]) -> bytes:
@@ -245,7 +256,6 @@ class Placement:
     layers: Sequence[str] = ()  # digests of all blobs
     chains: Sequence[str] = ()  # ChainIDs of all layers
     new_layers: Mapping[str, NewLayer]  # by digest of the blob
-    origins: Mapping[str, Content]  # origin.json by digest of the blob
     new_chains: Mapping[str, NewChain]  # by ChainID
     flat: Subtree | None
     apptainer: Subtree | None
@@ -266,6 +276,7 @@ class Naming:
     ducc_manifest: Content
     record: Content  # source.json
     history: Content  # history.json
+    history_before: Entry | None  # that file as it was read; another one must not be replaced
 
 
 def image_operations(placement: Placement) -> list[Operation]:
@@ -290,7 +301,6 @@ def image_operations(placement: Placement) -> list[Operation]:
             PutFile(placed(LAYERS, layer) + b"/.metadata/layers.json", new.record),
             PutFile(change_set_path(layer), new.change_set),
         ]
-    done += [PutFile(origin_path(layer), content) for layer, content in placement.origins.items()]
     for path, subtree in ((flat_path(config), placement.flat), (apptainer_path(config), placement.apptainer)):
         if subtree is not None:
             done.append(Graft(path, subtree))
@@ -323,7 +333,8 @@ def naming_operations(naming: Naming) -> list[Operation]:
             done.append(PutSymlink(MULTIARCH + b"/" + alias.encode(), directory.encode()))
     done += [
         PutFile(metadata + b"/manifest.json", naming.ducc_manifest),
-        PutFile(metadata + b"/history.json", naming.history),
+        RequireSame(history_path(naming.name), naming.history_before),
+        PutFile(history_path(naming.name), naming.history),
         PutFile(metadata + b"/source.json", naming.record),
     ]
     link = public_path(naming.name)

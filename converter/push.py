@@ -8,8 +8,8 @@ from typing import Any
 
 import anyio
 
+from converter.errors import ConversionFailedError, FarmUnreachableError, FarmUsageError
 from converter.farm_access import FarmAccess
-from converter.farm_errors import ConversionFailedError, FarmUnreachableError, FarmUsageError
 from converter.names import published_name
 from converter.sources import ImageSource, OpenSource
 from registry_proxy.oci.digest import Digest

@@ -18,9 +18,9 @@ import structlog
 
 from converter.broker import EmbeddedBroker, embedded_broker
 from converter.config import FILE_VARIABLE
+from converter.errors import FarmUsageError, StackError, StackRunningError, WishlistError
 from converter.farm_config import FarmSettings, sqlite_url
 from converter.farm_database import FarmDatabase
-from converter.farm_errors import FarmUsageError, StackError, StackRunningError, WishlistError
 from converter.processes import ChildProgram, Supervisor, wait_for
 from converter.wishlist import parse_wishlist
 from converter.wishlist_file import read_wishlist

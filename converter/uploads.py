@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Self
 
-from converter.farm_errors import UploadError, UploadTooLargeError
+from converter.errors import UploadError, UploadTooLargeError
 from fs.runtime.files import sync_directory, write_atomically
 from registry_proxy.errors import DigestSyntaxError
 from registry_proxy.oci import media_types

@@ -10,7 +10,7 @@ import random
 import signal
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Protocol
@@ -24,12 +24,13 @@ from sqlalchemy.exc import SQLAlchemyError
 from converter.app import Queue, make_app
 from converter.config import ConversionSettings
 from converter.dispatch import Dispatcher
+from converter.errors import FarmUsageError
 from converter.farm_config import FarmSettings, farm_rules
 from converter.farm_database import FarmDatabase
-from converter.farm_errors import FarmUsageError
 from converter.jobs import JobStore
+from converter.terms import USUAL
+from converter.wish import Source, Wish
 from converter.wishes import WishStore, apply_file
-from converter.wishlist import Source, Wish
 from fs.runtime.errors import UnpackdError
 from registry_proxy.client import open_client
 from registry_proxy.errors import AbsentError, RateLimitedError
@@ -202,13 +203,18 @@ class Watcher:
                     _log.info("tags vanished", registry=source.registry, image_repository=source.repository, tags=gone)
             except UnpackdError as error:  # what is named exactly is looked up all the same
                 failure = error
-        by_name = {wish.simple_name: wish for wish in (*matching, *exact)}
+        by_name = _joined(matching) | _joined(exact)  # what is said of one tag wins over what a pattern says
+        special = [wish for wish in by_name.values() if wish.terms != USUAL]
+        await anyio.to_thread.run_sync(self._jobs.expect, repository, special)
+        terms = {name: wish.terms for name, wish in by_name.items()}
+        await anyio.to_thread.run_sync(self._jobs.set_terms, repository, terms)
+        held = await anyio.to_thread.run_sync(self._jobs.held, repository, source)
         checked = await anyio.to_thread.run_sync(self._jobs.checked, repository, source)
         now = self._to_look_up(by_name, checked) | {wish.simple_name: wish for wish in requested}
         count = 0
         wanted = list(now.values())
         for start in range(0, len(wanted), _BATCH):
-            made, trouble = await self._look_up(source, wanted[start : start + _BATCH])
+            made, trouble = await self._look_up(source, wanted[start : start + _BATCH], held)
             failure = failure or trouble
             count += made
         if failure is None:
@@ -230,14 +236,20 @@ class Watcher:
         rested = {name for _, name in sorted(known)[self._settings.tags_per_look :]}
         return {name: wish for name, wish in wanted.items() if name not in rested}
 
-    async def _look_up(self, source: Source, wanted: Iterable[Wish]) -> tuple[int, UnpackdError | None]:
-        """Resolve the tags of *wanted* at once; gives the jobs that makes, and an error of the registry itself."""
+    async def _look_up(
+        self, source: Source, wanted: Iterable[Wish], held: Mapping[str, str]
+    ) -> tuple[int, UnpackdError | None]:
+        """Resolve the tags of *wanted* at once; gives the jobs that makes, and an error of the registry itself.
+
+        Images that stay with a digest are *held*: nobody is asked what their tags name now.
+        """
         digests: dict[Wish, str] = {}
         failures: list[UnpackdError] = []
 
         async def resolve(wish: Wish) -> None:
-            if wish.digest is not None:  # it names itself
-                digests[wish] = wish.digest
+            known = wish.digest or held.get(wish.simple_name)
+            if known is not None:
+                digests[wish] = known
                 return
             try:
                 async with self._questions:
@@ -276,6 +288,15 @@ class Watcher:
             except (OSError, UnpackdError, SQLAlchemyError) as error:
                 _log.error("wishlist not applied", path=str(path), error=str(error))
             await anyio.sleep(_FILE_INTERVAL_S)
+
+
+def _joined(wishes: Iterable[Wish]) -> dict[str, Wish]:
+    """The wishes by the names of their images; if there are several of one name, their terms are joined."""
+    found: dict[str, Wish] = {}
+    for wish in wishes:
+        known = found.get(wish.simple_name)
+        found[wish.simple_name] = wish if known is None else replace(wish, terms=wish.terms.joined(known.terms))
+    return found
 
 
 def _reference(wish: Wish) -> Reference:

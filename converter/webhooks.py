@@ -9,8 +9,8 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from converter.farm_errors import HookError
-from converter.wishlist import Source
+from converter.errors import HookError
+from converter.wish import Source
 
 MAX_BODY_BYTES = 256 << 10
 ANY = "*"  # no tag

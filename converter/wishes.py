@@ -2,15 +2,17 @@
 
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import sqlalchemy as sa
 
+from converter.errors import WishlistError
 from converter.farm_database import FarmDatabase
-from converter.farm_errors import WishlistError
-from converter.farm_schema import hints, images, sources, wishes, wishlists
-from converter.wishlist import Source, Wish, Wishlist, parse_wishlist
+from converter.farm_schema import hints, images, sources, wish_terms, wishes, wishlists
+from converter.terms import USUAL, Terms
+from converter.wish import Source, Wish
+from converter.wishlist import Wishlist, parse_wishlist
 from converter.wishlist_file import read_wishlist
 
 
@@ -21,7 +23,7 @@ class AppliedWishlist:
     name: str
     repository: str
     applied_at: float
-    references: tuple[str, ...]
+    wishes: tuple[Wish, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +73,7 @@ class WishStore:
             ]
             if rows:
                 connection.execute(sa.insert(wishes), rows)
+            self._add_terms(connection, name, wishlist)
             wished = sa.exists().where(
                 wishes.c.registry == images.c.registry, wishes.c.image_repository == images.c.image_repository
             )
@@ -78,19 +81,27 @@ class WishStore:
             self._add_hints(connection, {wish.source for wish in wishlist.wishes}, "wishlist")
         return True
 
+    @staticmethod
+    def _add_terms(connection: sa.Connection, name: str, wishlist: Wishlist) -> None:
+        rows = []
+        for position, wish in enumerate(wishlist.wishes):
+            if wish.terms != USUAL:
+                policy, platforms = wish.terms.encode()
+                rows.append({"wishlist": name, "position": position, "policy": policy, "platforms": platforms})
+        if rows:
+            connection.execute(sa.insert(wish_terms), rows)
+
     def wishlists(self) -> list[AppliedWishlist]:
         """All wishlists, by name."""
         with self._database.read() as connection:
             lists = connection.execute(sa.select(wishlists).order_by(wishlists.c.name)).all()
-            rows = connection.execute(
-                sa.select(wishes.c.wishlist, wishes.c.reference).order_by(wishes.c.position)
-            ).all()
+            rows = connection.execute(_with_terms(wishes.c.wishlist).order_by(wishes.c.position)).all()
         return [
             AppliedWishlist(
                 row.name,
                 row.repository,
                 row.applied_at,
-                tuple(wish.reference for wish in rows if wish.wishlist == row.name),
+                tuple(_wish(wish) for wish in rows if wish.wishlist == row.name),
             )
             for row in lists
         ]
@@ -102,14 +113,18 @@ class WishStore:
             return [Source(row.registry, row.image_repository) for row in connection.execute(query)]
 
     def wished(self, source: Source) -> list[Wish]:
-        """What is wished from *source*, in the order of the wishlists."""
+        """What is wished from *source*, in the order of the wishlists; terms of several are joined."""
         query = (
-            sa.select(wishes.c.reference)
+            _with_terms()
             .where(wishes.c.registry == source.registry, wishes.c.image_repository == source.repository)
             .order_by(wishes.c.wishlist, wishes.c.position)
         )
+        found: dict[Wish, Wish] = {}
         with self._database.read() as connection:
-            return [Wish.parse(text) for text in dict.fromkeys(connection.execute(query).scalars())]
+            for wish in map(_wish, connection.execute(query)):
+                known = found.setdefault(wish, wish)
+                found[wish] = replace(known, terms=known.terms.joined(wish.terms))
+        return list(found.values())
 
     def requested(self, source: Source) -> list[Wish]:
         """Images of *source* that somebody asked for by name and that were not looked up yet."""
@@ -203,6 +218,19 @@ class WishStore:
             SourceState(Source(row.registry, row.image_repository), row.checked_at, row.read_at, row.error)
             for row in rows
         ]
+
+
+def _with_terms(*columns: sa.ColumnElement[str]) -> sa.Select[tuple[str, ...]]:
+    """Wishes, with the terms of those that have any of their own."""
+    same = sa.and_(wish_terms.c.wishlist == wishes.c.wishlist, wish_terms.c.position == wishes.c.position)
+    selected: sa.Select[tuple[str, ...]] = sa.select(
+        wishes.c.reference, wish_terms.c.policy, wish_terms.c.platforms, *columns
+    )
+    return selected.select_from(wishes.outerjoin(wish_terms, same))
+
+
+def _wish(row: sa.Row[tuple[str, ...]]) -> Wish:
+    return Wish.parse(row.reference, terms=Terms.decode(row.policy, row.platforms))
 
 
 def apply_file(wishes: WishStore, repository: str, path: Path) -> bool:

@@ -1,151 +1,48 @@
-"""Wishlists: which images are wanted, and in which repository. PURE.
+"""Wishlists: which images are wanted, how they are kept, and in which repository. PURE.
 
-Version 1 is DUCC's recipe, unchanged. Every mistake of a text is found in one go and carries its line and column.
+Version 1 is DUCC's recipe, unchanged. Version 2 is ours: it has terms. Every mistake of a text is found in one go and
+carries its line and column.
 
 Source: CernVM-FS 2.12, documentation of DUCC, "Image Wishlist"; the names of images as DUCC reads them.
 """
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, field
-from typing import Protocol, Self
+from dataclasses import dataclass, replace
+from typing import Protocol
 
 import yaml
 
-from converter.farm_errors import Mistake, WishlistError, WishSyntaxError
+from converter.errors import Mistake, WishlistError, WishSyntaxError
+from converter.terms import ALL, USUAL, Terms, read_platforms, read_policy
+from converter.wish import Wish, shown_text
 
 SIZE_LIMIT_BYTES = 1 << 20
-_DEPTH_LIMIT = 8  # a wishlist has two levels; the composer of libyaml recurses
-_SUPPORTED_VERSION = 1
-_KEYS = ("version", "user", "cvmfs_repo", "output_format", "input")
-_REQUIRED = ("cvmfs_repo", "input")
+_DEPTH_LIMIT = 8  # a wishlist has four levels; the composer of libyaml recurses
+_DUCC, _OURS = 1, 2  # versions
+_KEYS = {
+    _DUCC: ("version", "user", "cvmfs_repo", "output_format", "input"),
+    _OURS: ("version", "repository", "policy", "platforms", "images"),
+}
+_REPOSITORY = {_DUCC: "cvmfs_repo", _OURS: "repository"}
+_IMAGES = {_DUCC: "input", _OURS: "images"}
+_IMAGE_KEYS = ("image", "policy", "platforms")
 _LOADER: type[yaml.SafeLoader] = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the same rules, ten times as quick
 
 _STRING, _INTEGER, _NULL = "tag:yaml.org,2002:str", "tag:yaml.org,2002:int", "tag:yaml.org,2002:null"
 _PLAIN_TAGS = frozenset(f"tag:yaml.org,2002:{kind}" for kind in ("str", "int", "float", "bool", "null", "timestamp"))
-
-_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
-_HOST = re.compile(r"(?:\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9](?:[A-Za-z0-9.-]*[A-Za-z0-9])?)(?::([0-9]{1,5}))?")
-_COMPONENT = re.compile(r"[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*")
-_TAG = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}")
-_PATTERN = re.compile(r"[A-Za-z0-9_.*-]{1,128}")
-_DIGEST = re.compile(r"sha256:[0-9a-f]{64}|sha512:[0-9a-f]{128}")
 _REPOSITORY_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,252}")
-_MAX_PORT = 65535
-_MAX_REPOSITORY_LENGTH = 255
-_MAX_SHOWN = 200
-
-
-@dataclass(frozen=True, slots=True, order=True)
-class Source:
-    """One repository of one registry: what is looked at in one go."""
-
-    registry: str
-    repository: str
-
-
-@dataclass(frozen=True, slots=True)
-class Wish:
-    """One wanted image, or all images of a repository whose tag matches a pattern.
-
-    Source: distribution project, reference grammar; CernVM-FS 2.12, DUCC, names of images.
-    """
-
-    registry: str
-    repository: str
-    tag: str | None = None  # may hold ``*``
-    digest: str | None = None
-    scheme: str | None = None  # None where the text has none
-    line: int = field(default=0, compare=False)
-
-    @classmethod
-    def parse(cls, text: str, *, line: int = 0) -> Self:
-        """Read ``[http[s]://]registry/repository[:tag][@digest]``.
-
-        Raises:
-            WishSyntaxError: the text is no such name; the message says what is wrong.
-        """
-        scheme, rest = _split_scheme(text)
-        rest, at, digest = rest.partition("@")
-        if at and _DIGEST.fullmatch(digest) is None:
-            raise WishSyntaxError(f"{_shown(digest)} is not a digest: sha256: and 64 hexadecimal digits")
-        registry, slash, path = rest.partition("/")
-        if not slash:
-            raise WishSyntaxError(f"{_shown(text)} names no repository: write registry/repository:tag")
-        _check_registry(registry, text, scheme)
-        path, colon, tag = path.partition(":")
-        path = path.strip("/")  # as DUCC does
-        _check_repository(path, text)
-        if colon:
-            _check_tag(tag)
-        elif not at:
-            raise WishSyntaxError(f"{_shown(text)} has neither a tag nor a digest: add a tag such as :latest")
-        if at and "*" in tag:
-            raise WishSyntaxError("a digest names one image, so its tag cannot hold *")
-        return cls(registry, path, tag if colon else None, digest if at else None, scheme, line)
-
-    @property
-    def source(self) -> Source:
-        """Where the image is."""
-        return Source(self.registry, self.repository)
-
-    @property
-    def is_pattern(self) -> bool:
-        """True if the wish stands for every tag that matches."""
-        return self.tag is not None and "*" in self.tag
-
-    @property
-    def simple_name(self) -> str:
-        """Registry, repository and tag (the digest if there is no tag): the name under which people find the image."""
-        return f"{self.registry}/{self.repository}:{self.tag or self.digest}"
-
-    @property
-    def reference(self) -> str:
-        """The whole name, with scheme and digest as far as they were written."""
-        scheme = f"{self.scheme}://" if self.scheme else ""
-        tag = f":{self.tag}" if self.tag else ""
-        digest = f"@{self.digest}" if self.digest else ""
-        return f"{scheme}{self.registry}/{self.repository}{tag}{digest}"
-
-    def with_tag(self, tag: str) -> "Wish":
-        """The wish for one tag that the pattern matches."""
-        return Wish(self.registry, self.repository, tag, None, self.scheme, self.line)
-
-    def matches(self, tag: str) -> bool:
-        """True if *tag* is one that is wished: ``*`` stands for any characters, everything else for itself."""
-        return self.tag is not None and matches_pattern(self.tag, tag)
 
 
 @dataclass(frozen=True, slots=True)
 class Wishlist:
     """A wishlist without mistakes. The same image written twice is wished once."""
 
-    repository: str  # cvmfs_repo
+    repository: str
     wishes: tuple[Wish, ...]
     user: str = ""
     output_format: str = ""
-    version: int = _SUPPORTED_VERSION
-
-
-def matches_pattern(pattern: str, text: str) -> bool:
-    """Compare without a regular expression: time stays linear for any number of stars.
-
-    DUCC turns ``*`` into ``.*`` and leaves the rest unescaped, so that its ``.`` matches any character; here a dot is
-    a dot.
-    """
-    first, *pieces = pattern.split("*")
-    if not pieces:
-        return text == first
-    last = pieces.pop()
-    if len(text) < len(first) + len(last) or not (text.startswith(first) and text.endswith(last)):
-        return False
-    at, end = len(first), len(text) - len(last)
-    for piece in pieces:
-        found = text.find(piece, at, end)
-        if found < 0:
-            return False
-        at = found + len(piece)
-    return True
+    version: int = _DUCC
 
 
 def parse_wishlist(text: bytes) -> Wishlist:
@@ -213,18 +110,19 @@ class _Reader:
 
     def read(self, root: yaml.Node | None) -> Wishlist:
         if not isinstance(root, yaml.MappingNode):
-            text = f"a wishlist is a mapping with the keys {', '.join(_KEYS)}"
+            text = f"a wishlist is a mapping with the keys {', '.join(_KEYS[_DUCC])}"
             raise WishlistError([_at(root.start_mark if root else None, text)])
-        values = dict(self._pairs(root))
-        for key in _REQUIRED:
+        version = self._version(root)
+        values = dict(self._pairs(root, _KEYS[version], f"a wishlist of version {version}"))
+        for key in (_REPOSITORY[version], _IMAGES[version]):
             if key not in values:
                 self._note(root, f"the key {key} is missing")
-        self._check_version(values.get("version"))
         wishlist = Wishlist(
-            repository=self._repository(values.get("cvmfs_repo")),
-            wishes=tuple(dict.fromkeys(self._wishes(values.get("input")))),
+            repository=self._repository(_REPOSITORY[version], values.get(_REPOSITORY[version])),
+            wishes=self._once(self._wishes(version, values)),
             user=self._text("user", values.get("user")),
             output_format=self._text("output_format", values.get("output_format")),
+            version=version,
         )
         if self.mistakes:
             raise WishlistError(self.mistakes)
@@ -233,26 +131,31 @@ class _Reader:
     def _note(self, node: yaml.Node, text: str) -> None:
         self.mistakes.append(_at(node.start_mark, text))
 
-    def _pairs(self, root: yaml.MappingNode) -> Iterator[tuple[str, yaml.Node]]:
+    def _pairs(self, root: yaml.MappingNode, keys: tuple[str, ...], what: str) -> Iterator[tuple[str, yaml.Node]]:
         seen = set()
         for key, value in root.value:
             name = key.value if isinstance(key, yaml.ScalarNode) else ""
-            if name not in _KEYS:
-                self._note(key, f"unknown key {_shown(name)}: a wishlist has {', '.join(_KEYS)}")
+            if name not in keys:
+                self._note(key, f"unknown key {shown_text(name)}: {what} has {', '.join(keys)}")
             elif name in seen:
                 self._note(key, f"the key {name} is here a second time")
             else:
                 seen.add(name)
                 yield name, value
 
-    def _check_version(self, node: yaml.Node | None) -> None:
+    def _version(self, root: yaml.MappingNode) -> int:
         """DUCC never looks at the version, so that its absence means 1."""
-        if node is None:
-            return
+        found = [value for key, value in root.value if isinstance(key, yaml.ScalarNode) and key.value == "version"]
+        if not found:
+            return _DUCC
+        node = found[0]
         if not isinstance(node, yaml.ScalarNode) or node.tag != _INTEGER:
-            self._note(node, "version is a number: 1")
-        elif node.value != str(_SUPPORTED_VERSION):
-            self._note(node, f"version {_shown(node.value)} is not known: this program reads version 1")
+            self._note(node, "version is a number: 1 or 2")
+        elif node.value not in map(str, _KEYS):
+            self._note(node, f"version {shown_text(node.value)} is not known: this program reads versions 1 and 2")
+        else:
+            return int(node.value)
+        return _DUCC
 
     def _text(self, key: str, node: yaml.Node | None) -> str:
         if node is None or (isinstance(node, yaml.ScalarNode) and node.tag == _NULL):
@@ -262,72 +165,74 @@ class _Reader:
             return ""
         return str(node.value)
 
-    def _repository(self, node: yaml.Node | None) -> str:
-        name = self._text("cvmfs_repo", node)
+    def _repository(self, key: str, node: yaml.Node | None) -> str:
+        name = self._text(key, node)
         if node is not None and isinstance(node, yaml.ScalarNode) and _REPOSITORY_NAME.fullmatch(name) is None:
-            self._note(node, f"{_shown(name)} is not the name of a repository, such as unpacked.example.org")
+            self._note(node, f"{shown_text(name)} is not the name of a repository, such as unpacked.example.org")
         return name
 
-    def _wishes(self, node: yaml.Node | None) -> Iterator[Wish]:
+    # --- images
+
+    def _once(self, wishes: Iterator[tuple[Wish, yaml.Node]]) -> tuple[Wish, ...]:
+        found: dict[Wish, Wish] = {}
+        for wish, node in wishes:
+            known = found.setdefault(wish, wish)
+            if known.terms != wish.terms:
+                self._note(node, f"this image is wished in line {known.line} with other terms")
+        return tuple(found)
+
+    def _wishes(self, version: int, values: dict[str, yaml.Node]) -> Iterator[tuple[Wish, yaml.Node]]:
+        key, node = _IMAGES[version], values.get(_IMAGES[version])
+        terms = self._terms(values, USUAL)
         if node is None or (isinstance(node, yaml.ScalarNode) and node.tag == _NULL):
             return
         if not isinstance(node, yaml.SequenceNode):
-            self._note(node, "input is a list: one line with - and the name of an image for each")
+            self._note(node, f"{key} is a list: one line with - and the name of an image for each")
             return
         for item in node.value:
-            if not isinstance(item, yaml.ScalarNode) or item.tag != _STRING:
-                self._note(item, "an entry of input is the name of an image: registry/repository:tag")
-                continue
+            if version == _OURS and isinstance(item, yaml.MappingNode):
+                yield from self._detailed(item, terms)
+            else:
+                yield from self._named(item, terms, f"an entry of {key}")
+
+    def _detailed(self, item: yaml.MappingNode, terms: Terms) -> Iterator[tuple[Wish, yaml.Node]]:
+        """A wish with terms of its own."""
+        values = dict(self._pairs(item, _IMAGE_KEYS, "an image"))
+        if "image" not in values:
+            self._note(item, "the key image is missing")
+            return
+        yield from self._named(values["image"], self._terms(values, terms), "image")
+
+    def _named(self, item: yaml.Node, terms: Terms, what: str) -> Iterator[tuple[Wish, yaml.Node]]:
+        if not isinstance(item, yaml.ScalarNode) or item.tag != _STRING:
+            self._note(item, f"{what} is the name of an image: registry/repository:tag")
+            return
+        try:
+            yield Wish.parse(item.value, line=item.start_mark.line + 1, terms=terms), item
+        except WishSyntaxError as error:
+            self._note(item, str(error))
+
+    def _terms(self, values: dict[str, yaml.Node], usual: Terms) -> Terms:
+        """What *values* say of policy and platforms, and what is usual where they say nothing."""
+        terms = usual
+        if "policy" in values:
             try:
-                yield Wish.parse(item.value, line=item.start_mark.line + 1)
-            except WishSyntaxError as error:
-                self._note(item, str(error))
+                terms = replace(terms, policy=read_policy(self._text("policy", values["policy"])))
+            except ValueError as error:
+                self._note(values["policy"], str(error))
+        if "platforms" in values:
+            terms = replace(terms, platforms=self._platforms(values["platforms"]))
+        return terms
 
-
-def _split_scheme(text: str) -> tuple[str | None, str]:
-    match = _SCHEME.match(text)
-    if match is None:
-        return None, text
-    scheme = match[1].lower()
-    if scheme not in ("http", "https"):
-        raise WishSyntaxError(f"the scheme {_shown(match[1])} is not known: write https:// (or http://), or none")
-    return scheme, text[match.end() :]
-
-
-def _check_registry(registry: str, text: str, scheme: str | None) -> None:
-    match = _HOST.fullmatch(registry)
-    if match is None or (match[1] is not None and int(match[1]) > _MAX_PORT) or ".." in registry:
-        raise WishSyntaxError(f"{_shown(registry)} is not the name of a registry, such as registry.example.org:5000")
-    if scheme is None and registry != "localhost" and not any(c in registry for c in ".:"):
-        raise WishSyntaxError(
-            f"{_shown(registry)} does not look like a registry: there is no default registry, write its name "
-            f"(docker.io/{_shown(text)[1:-1]}) or a scheme (https://{registry}/…)"
-        )
-
-
-def _check_repository(path: str, text: str) -> None:
-    if not path:
-        raise WishSyntaxError(f"{_shown(text)} names no repository: write registry/repository:tag")
-    if "*" in path:
-        raise WishSyntaxError("* stands for tags only, not for repositories")
-    if len(path) > _MAX_REPOSITORY_LENGTH:
-        raise WishSyntaxError(f"the repository's name is longer than {_MAX_REPOSITORY_LENGTH} characters")
-    for component in path.split("/"):
-        if _COMPONENT.fullmatch(component) is None:
-            raise WishSyntaxError(
-                f"{_shown(component)} is not part of a repository's name: lower-case letters and digits, with "
-                "single . _ or - between them"
-            )
-
-
-def _check_tag(tag: str) -> None:
-    if "*" in tag and _PATTERN.fullmatch(tag):
-        return
-    if _TAG.fullmatch(tag) is None:
-        hint = " (a pattern knows only *)" if any(c in tag for c in "?[](){}|+^$") else ""
-        raise WishSyntaxError(f"{_shown(tag)} is not a tag: letters, digits, _ . -, at most 128{hint}")
-
-
-def _shown(text: str) -> str:
-    """*text* in quotes with everything that does not print escaped, and not too long."""
-    return repr(text if len(text) <= _MAX_SHOWN else text[:_MAX_SHOWN] + "…")
+    def _platforms(self, node: yaml.Node) -> tuple[str, ...]:
+        if isinstance(node, yaml.ScalarNode) and node.value == ALL:
+            return (ALL,)
+        is_list = isinstance(node, yaml.SequenceNode)
+        if not is_list or any(not isinstance(item, yaml.ScalarNode) or item.tag != _STRING for item in node.value):
+            self._note(node, "platforms is all, or a list of os/architecture[/variant]: [linux/amd64, linux/arm64]")
+            return ()
+        try:
+            return read_platforms([item.value for item in node.value])
+        except ValueError as error:
+            self._note(node, str(error))
+            return ()

@@ -11,7 +11,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from converter.farm_errors import (
+from converter.errors import (
     JobAbsentError,
     UploadError,
     UploadTooLargeError,
@@ -23,8 +23,9 @@ from converter.names import written_repository
 from converter.web.access import content_type, read_body, require_writer
 from converter.web.services import Services
 from converter.web.uploads import spool_of
+from converter.wish import Wish
 from converter.wishes import apply_text
-from converter.wishlist import SIZE_LIMIT_BYTES, Wish
+from converter.wishlist import SIZE_LIMIT_BYTES
 from registry_proxy.errors import ProxyError
 from registry_proxy.oci.digest import Digest
 from registry_proxy.oci.reference import Reference
@@ -70,7 +71,10 @@ class Api:
                 "name": each.name,
                 "repository": each.repository,
                 "applied_unix_s": each.applied_at,
-                "wishes": list(each.references),
+                "wishes": [wish.reference for wish in each.wishes],
+                "terms": [
+                    {"policy": wish.terms.policy.value, "platforms": wish.terms.platforms} for wish in each.wishes
+                ],
             }
             for each in self._services.wishes.wishlists()
         ]

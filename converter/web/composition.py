@@ -5,9 +5,9 @@ from pathlib import Path
 from starlette.types import ASGIApp
 
 from converter.config import ConversionSettings
+from converter.errors import FarmUsageError
 from converter.farm_config import FarmSettings
 from converter.farm_database import FarmDatabase
-from converter.farm_errors import FarmUsageError
 from converter.web.app import web_app
 from converter.web.services import Services
 from fs.origin import origin_app

@@ -11,7 +11,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from converter.farm_errors import HookError
+from converter.errors import HookError
 from converter.web.access import content_type, has_secret, read_body
 from converter.web.services import Services
 from converter.webhooks import (

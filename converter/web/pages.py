@@ -9,9 +9,10 @@ from starlette.requests import Request
 from starlette.responses import FileResponse, HTMLResponse, Response
 from starlette.routing import Route
 
-from converter.farm_errors import JobAbsentError
+from converter.errors import JobAbsentError
 from converter.farm_views import ImageView
 from converter.job_rules import ImageState
+from converter.terms import Policy
 from converter.web.services import Services
 
 _FOLDER = Path(__file__).parent
@@ -33,7 +34,7 @@ class Pages:
             trim_blocks=True,
             lstrip_blocks=True,
         )
-        self._templates.filters.update(age=age, progress=progress, short=short_digest, link=image_link)
+        self._templates.filters.update(age=age, progress=progress, short=short_digest, link=image_link, kept=kept)
 
     def routes(self) -> list[Route]:
         """Where each handler is."""
@@ -107,6 +108,17 @@ def progress(image: ImageView) -> str:
 def short_digest(digest: str | None) -> str:
     """The first digits of a digest."""
     return "" if digest is None else digest.partition(":")[2][:12]
+
+
+def kept(image: ImageView) -> str:
+    """What becomes of the path when the tag comes to name another digest."""
+    match Policy(image.policy):
+        case Policy.FOLLOW:
+            return "follows the tag; what it named before stays for a while"
+        case Policy.PIN:
+            return "stays with what the tag named first"
+        case Policy.ARCHIVE:
+            return "follows the tag; what it named before stays for good"
 
 
 def image_link(image: ImageView) -> str:

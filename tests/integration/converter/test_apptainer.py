@@ -13,7 +13,8 @@ from pathlib import Path
 import anyio
 import pytest
 
-from converter.pipeline import ConversionRequest, convert_image
+from converter.conversion import ConversionRequest
+from converter.pipeline import convert_image
 from converter.sources import parse_source
 from fs.publish.repository import Repository
 from tests.support.apptainer import find_apptainer

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import anyio
 import docker
@@ -19,7 +20,8 @@ from typer.testing import CliRunner, Result
 
 import unpackd
 from converter.changeset import decode
-from converter.pipeline import ConversionRequest, ConversionResult, Progress, convert_image
+from converter.conversion import ConversionRequest, ConversionResult
+from converter.pipeline import convert_image
 from converter.placement import CHANGE_SET_LIMIT_BYTES, chain_ids, chain_path, change_set_path, layerfs_path
 from converter.sources import ImageSource, OpenSource, parse_source
 from fs.publish.operations import PutFile
@@ -446,7 +448,7 @@ def test_no_docker_engine_is_unreachable(target: Target, tmp_path: Path) -> None
 
 
 def test_progress_is_told_in_order(target: Target, layout: Layout) -> None:
-    told: list[Progress] = []
+    told: list[Any] = []
 
     async def convert() -> ConversionResult:
         request = ConversionRequest(source=parse_source(layout.source))

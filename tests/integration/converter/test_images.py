@@ -11,7 +11,9 @@ from typer.testing import CliRunner, Result
 
 import unpackd
 from converter import placement
-from converter.pipeline import ConversionRequest, ConversionResult, Progress, convert_image
+from converter.conversion import ConversionRequest, ConversionResult
+from converter.pipeline import convert_image
+from converter.progress import Progress
 from converter.retention import RetentionOptions, collect
 from converter.sources import parse_source
 from fs.format.catalog import Entry
@@ -305,3 +307,62 @@ def test_verify_through_a_server_and_a_mount(house: House, layout: Layout, tmp_p
         assert (verdict["good"], verdict["compared"]) == (True, "image and mount"), verdict
         assert (mount.path / "r.test/app:1/.singularity.d/runscript").is_file()
         assert ".singularity.d" not in {one.name for one in (mount.path / "r.test/app:1").iterdir()}
+
+
+# --- diff
+
+
+def test_diff_names_paths_layers_and_settings(house: House, layout: Layout, tmp_path: Path) -> None:
+    changed = [Member("etc/os-release", b"ID=test2\n"), Member("new", b"12345"), Member(".wh.lib")]
+    later = make_layout(
+        tmp_path / "later",
+        [BASE, changed],
+        settings={"Cmd": ["/new"], "Env": ["PATH=/bin", "A=b"], "Labels": {"x": "y"}},
+    )
+    house.convert(layout, "r.test/app:1")
+    house.convert(later, "r.test/app:1")
+
+    found = house.json("diff", "r.test/app:1")
+
+    paths = {one["path"]: (one["change"], one["old_size"], one["new_size"]) for one in found["paths"]}
+    assert paths["/etc/os-release"] == ("changed", 8, 9)
+    assert paths["/new"] == ("added", None, 5)
+    assert paths["/app"] == ("removed", 10, None)
+    assert paths["/lib"] == ("removed", None, None)
+    assert "/usr/lib" not in paths
+    assert found["size_change"] == 1 + 5 - 2 * 10 - 8000  # /etc/app is the same inode as /app, and another path
+    assert found["layers"]["shared"] == [digest(layout.layers[0])]
+    assert found["layers"]["only_new"] == [digest(later.layers[1])]
+    assert {one["key"]: (one["old"], one["new"]) for one in found["settings"]} == {
+        "Cmd": (None, ["/new"]), "Env.PATH": (None, "/bin"), "Env.A": (None, "b"), "Labels.x": (None, "y"),
+    }  # fmt: skip
+    assert (found["old"]["manifest"], found["new"]["manifest"]) == (digest(layout.manifest), digest(later.manifest))
+    text = house.run("diff", "r.test/app:1")
+    assert "+ /new  (5 B)" in text.stdout
+    assert "~ /etc/os-release  (content, 8 B → 9 B)" in text.stdout
+    assert "1 layers shared" in text.stderr
+
+
+def test_diff_of_digests_of_one_tag_and_of_one_image(house: House, layout: Layout, tmp_path: Path) -> None:
+    later = make_layout(tmp_path / "later", [BASE, APP, OTHER])
+    for one in (layout, later):
+        house.convert(one, "r.test/app:1")
+
+    by_history = house.json("diff", f"r.test/app:1@{digest(layout.manifest)}", "r.test/app:1")
+    by_manifest = house.json("diff", digest(layout.manifest), digest(later.manifest))
+
+    assert [one["path"] for one in by_history["paths"]] == ["/other"]
+    assert by_manifest["paths"] == by_history["paths"]
+    assert house.json("diff", "r.test/app:1", "r.test/app:1")["paths"] == []
+    assert house.run("diff", "r.test/app:1", f"r.test/app:1@sha256:{'0' * 64}").exit_code == 10
+    house.convert(make_layout(tmp_path / "only", [OTHER]), "r.test/only:1")
+    assert house.run("diff", "r.test/only:1").exit_code == 10
+
+
+def test_what_differs_in_its_time_only_is_named_if_asked_for(house: House, tmp_path: Path) -> None:
+    house.convert(make_layout(tmp_path / "a", [[Member("f", b"x", mtime=1)]]), "r.test/a:1")
+    house.convert(make_layout(tmp_path / "b", [[Member("f", b"x", mtime=2)]]), "r.test/b:1")
+
+    assert house.json("diff", "r.test/a:1", "r.test/b:1")["paths"] == []
+    [path] = house.json("diff", "r.test/a:1", "r.test/b:1", "--times")["paths"]
+    assert (path["path"], path["what"]) == ("/f", ["mtime"])

@@ -6,7 +6,8 @@ from pathlib import Path
 import anyio
 import pytest
 
-from converter.pipeline import ConversionRequest, ConversionResult, convert_image
+from converter.conversion import ConversionRequest, ConversionResult
+from converter.pipeline import convert_image
 from converter.placement import chain_ids, root_image_path
 from converter.sources import parse_source
 from fs.publish.repository import Repository

@@ -18,7 +18,7 @@ from converter.farm_database import FarmDatabase
 from converter.farm_views import FarmViews, ImageView
 from converter.job_rules import ImageState
 from converter.jobs import JobStore
-from converter.wishlist import Wish
+from converter.wish import Wish
 from tests.support.processes import require_tool, running, wait_until
 
 REPOSITORY = "unpacked.test.local"

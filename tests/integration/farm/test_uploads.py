@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from pydantic import SecretStr
 
+from converter.errors import UploadError, UploadTooLargeError
 from converter.farm_config import FarmSettings, sqlite_url
 from converter.farm_database import FarmDatabase
-from converter.farm_errors import UploadError, UploadTooLargeError
 from converter.uploads import UploadLimits, UploadSpool, uploaded_layout
 from converter.web.app import web_app
 from converter.web.services import Services

@@ -13,10 +13,11 @@ from converter.farm_config import sqlite_url
 from converter.farm_database import FarmDatabase
 from converter.farm_views import FarmViews
 from converter.job_rules import ImageState
-from converter.jobs import JobStore, Outcome
+from converter.jobs import Claim, JobStore, Outcome
+from converter.terms import Policy, Terms
 from converter.watch import Watcher, WatchSettings
+from converter.wish import Source, Wish
 from converter.wishes import WishStore, apply_text
-from converter.wishlist import Source, Wish
 from registry_proxy.errors import AbsentError, RateLimitedError, UnreachableError
 from registry_proxy.oci.digest import Digest
 from registry_proxy.oci.manifest import Descriptor
@@ -298,8 +299,122 @@ def test_the_file_is_applied_again_when_it_changes_and_mistakes_change_nothing(f
             await farm.until(lambda: len(farm.views.jobs()) == 1)
             file.write_text(text + "  - nonsense\n")
             await anyio.sleep(1.3)
-            assert farm.wishes.wishlists()[0].references == ("r.example/group/tool:1",)
+            assert [wish.reference for wish in farm.wishes.wishlists()[0].wishes] == ["r.example/group/tool:1"]
             file.write_text(text + "  - r.example/group/tool:2\n")
             await farm.until(lambda: len(farm.views.jobs()) == 2)
+
+    run(check)
+
+
+# --- policies and platforms
+
+
+def wish_with(farm: Farm, text: str) -> None:
+    body = f"version: 2\nrepository: {REPOSITORY}\nimages:\n{text}"
+    apply_text(farm.wishes, REPOSITORY, "physics", body.encode())
+
+
+def convert(farm: Farm) -> list[Claim]:
+    """Do every job that waits; gives what the worker was told."""
+    done = []
+    for job_id in farm.jobs.to_send(queue_is_empty=True):
+        claim = farm.jobs.claim(job_id, "worker", lambda _: False)
+        assert claim is not None
+        outcome = Outcome(changed=True, public_path=f"/{claim.name}", flat_path="/f", revision=2, details={})
+        assert farm.jobs.finish(claim, outcome)
+        done.append(claim)
+    return done
+
+
+def test_pinned_image_stays_and_nobody_is_asked_until_it_is_to_follow(farm: Farm) -> None:
+    farm.registry.tagged = {"group/tool:1": "a", "group/tool:2": "a"}
+    wish_with(farm, "  - {image: r.example/group/tool:1, policy: pin}\n  - r.example/group/tool:2\n")
+
+    async def check() -> None:
+        async with farm.watching(poll_s=0.3):
+            await farm.until(lambda: len(farm.views.jobs()) == 2)
+            assert [claim.terms.policy for claim in sorted(convert(farm), key=lambda one: one.name)] == [
+                "pin",
+                "follow",
+            ]
+            farm.registry.asked.clear()
+            farm.registry.tagged = {"group/tool:1": "b", "group/tool:2": "b"}
+            await farm.until(lambda: farm.states()["group/tool:2"][1] == "b")
+            await anyio.sleep(0.7)
+            assert farm.states()["group/tool:1"] == ("done", "a")
+            assert "group/tool:1" not in farm.registry.asked
+            wish_with(farm, "  - r.example/group/tool:1\n  - r.example/group/tool:2\n")
+            await farm.until(lambda: farm.states()["group/tool:1"] == ("queued", "b"))
+
+    run(check)
+
+
+def test_new_platforms_are_a_job_though_the_registry_has_nothing_new(farm: Farm) -> None:
+    farm.registry.tagged = {"group/tool:1": "a"}
+    wish_with(farm, "  - r.example/group/tool:1\n")
+    seen: list[Claim] = []
+
+    async def check() -> None:
+        async with farm.watching():
+            await farm.until(lambda: len(farm.views.jobs()) == 1)
+            seen.extend(convert(farm))
+            wish_with(farm, "  - {image: r.example/group/tool:1, platforms: [linux/amd64, linux/arm64]}\n")
+            await farm.until(lambda: farm.states()["group/tool:1"] == ("queued", "a"))
+            seen.extend(convert(farm))
+            await anyio.sleep(0.5)
+
+    run(check)
+    assert [claim.terms.platforms for claim in seen] == [(), ("linux/amd64", "linux/arm64")]
+    assert farm.states()["group/tool:1"] == ("done", "a")
+    assert farm.views.image("r.example/group/tool:1").platforms == ("linux/amd64", "linux/arm64")
+
+
+def test_terms_that_change_while_a_conversion_runs_make_another_one(farm: Farm) -> None:
+    wish = Wish.parse("r.example/group/tool:1")
+    farm.jobs.observe(REPOSITORY, {wish: digest("a")})
+    claim = farm.jobs.claim(farm.views.jobs()[0].id, "worker", lambda _: False)
+    assert claim is not None
+
+    farm.jobs.set_terms(REPOSITORY, {wish.simple_name: Terms(Policy.ARCHIVE)})
+    farm.jobs.observe(REPOSITORY, {wish: digest("a")})
+    farm.jobs.finish(claim, Outcome(changed=True, public_path="/p", flat_path="/f", revision=2, details={}))
+
+    [again] = convert(farm)
+    assert again.terms.policy is Policy.ARCHIVE
+    assert farm.states()["group/tool:1"] == ("done", "a")
+
+
+def test_what_is_said_of_a_tag_wins_over_its_pattern_and_wishlists_are_joined(farm: Farm) -> None:
+    farm.registry.tagged = {"group/tool:1": "a", "group/tool:2": "b"}
+    wish_with(farm, "  - {image: 'r.example/group/tool:*', policy: archive}\n  - r.example/group/tool:1\n")
+    other = f"version: 2\nrepository: {REPOSITORY}\nimages: [{{image: 'r.example/group/tool:1', policy: pin}}]\n"
+    apply_text(farm.wishes, REPOSITORY, "other", other.encode())
+
+    async def check() -> None:
+        async with farm.watching():
+            await farm.until(lambda: len(farm.views.jobs()) == 2)
+
+    run(check)
+    assert {image.name[-1]: image.policy for image in farm.views.images()} == {"1": "follow", "2": "archive"}
+
+
+def test_a_wishlist_that_cannot_be_read_takes_nothing_away(farm: Farm, tmp_path: Path) -> None:
+    farm.registry.tagged = {"group/tool:1": "a"}
+    file = tmp_path / "physics.yaml"
+    file.write_text(f"cvmfs_repo: {REPOSITORY}\ninput:\n  - r.example/group/tool:1\n")
+
+    async def check() -> None:
+        async with farm.watching(poll_s=0.3, wishlist=file):
+            await farm.until(lambda: len(farm.views.jobs()) == 1)
+            convert(farm)
+            for broken in (b"", b"\xff\xfe", b"cvmfs_repo: other.example\ninput: []\n", None):
+                file.unlink() if broken is None else file.write_bytes(broken)
+                await anyio.sleep(1.2)
+                image = farm.views.image("r.example/group/tool:1")
+                assert (image.state, image.wished, image.public_path) == (
+                    ImageState.DONE,
+                    True,
+                    "/r.example/group/tool:1",
+                )
 
     run(check)

@@ -15,7 +15,7 @@ from converter.farm_database import FarmDatabase
 from converter.jobs import Outcome
 from converter.web.app import web_app
 from converter.web.services import Services
-from converter.wishlist import Source, Wish
+from converter.wish import Source, Wish
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # it would rather have another HTTP library than the one this project uses

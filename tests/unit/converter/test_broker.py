@@ -4,7 +4,7 @@ import pytest
 
 from converter.app import CONVERT, make_app
 from converter.broker import broker_address
-from converter.farm_errors import BrokerError
+from converter.errors import BrokerError
 
 
 @pytest.mark.parametrize("url", ["redis://queue:6379/0", "redis+socket:///run/redis.sock", "rediss://queue"])

@@ -9,8 +9,9 @@ from converter.farm_database import FarmDatabase
 from converter.farm_views import FarmViews, ImageView
 from converter.job_rules import ImageState, JobState, Rules
 from converter.jobs import Claim, JobStore, Outcome
+from converter.wish import Source, Wish
 from converter.wishes import WishStore
-from converter.wishlist import Source, Wish, Wishlist, parse_wishlist
+from converter.wishlist import Wishlist, parse_wishlist
 
 REPOSITORY = "unpacked.example.org"
 WISH = Wish.parse("https://r.example/group/tool:1")

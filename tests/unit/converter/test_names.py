@@ -3,7 +3,7 @@
 import pytest
 
 from converter.names import published_name
-from converter.wishlist import Wish
+from converter.wish import Wish
 
 DIGEST = "sha256:" + "a" * 64
 

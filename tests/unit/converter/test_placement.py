@@ -66,11 +66,11 @@ def test_unknown_source_records_are_none(stored: bytes) -> None:
 
 
 def test_origins_are_unique() -> None:
-    first = placement.origin_record(None, CONFIG)
+    first = placement.origin_record(None, [CONFIG])
     assert first is not None
     assert json.loads(first) == {"origin": [CONFIG]}
-    assert placement.origin_record(first, CONFIG) is None
-    second = placement.origin_record(first, MANIFEST)
+    assert placement.origin_record(first, [CONFIG]) is None
+    second = placement.origin_record(first, [CONFIG, MANIFEST])
     assert second is not None
     assert json.loads(second) == {"origin": [CONFIG, MANIFEST]}
 
@@ -115,7 +115,6 @@ def test_images_are_complete_before_their_name() -> None:
             layers=[LAYER],
             chains=[CHAIN],
             new_layers={},
-            origins={LAYER: SOME},
             new_chains={CHAIN: NewChain(layer=LAYER, parent=None, own_layer=None)},
             flat=None,
             apptainer=None,
@@ -138,7 +137,7 @@ def test_images_are_complete_before_their_name() -> None:
 
 def naming(**fields: object) -> Naming:
     given: dict[str, object] = {"name": "r.example/x:1", "config": CONFIG, **fields}
-    return Naming(ducc_manifest=SOME, record=SOME, history=SOME, **given)  # type: ignore[arg-type]
+    return Naming(ducc_manifest=SOME, record=SOME, history=SOME, history_before=None, **given)  # type: ignore[arg-type]
 
 
 def test_public_symlink_comes_last() -> None:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from converter.farm_errors import FarmUsageError
+from converter.errors import FarmUsageError
 from converter.up import Stack, parse_listen
 
 

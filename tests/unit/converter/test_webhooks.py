@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from converter.farm_errors import HookError
+from converter.errors import HookError
 from converter.webhooks import parse_distribution, parse_harbor
-from converter.wishlist import Source
+from converter.wish import Source
 
 DIGEST = "sha256:" + "f" * 64
 

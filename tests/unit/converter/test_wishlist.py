@@ -6,8 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from converter.farm_errors import Mistake, WishlistError, WishSyntaxError
-from converter.wishlist import Wish, matches_pattern, parse_wishlist
+from converter.errors import Mistake, WishlistError, WishSyntaxError
+from converter.terms import Policy, Terms
+from converter.wish import Wish, matches_pattern
+from converter.wishlist import parse_wishlist
 
 DIGEST = "sha256:" + "ab" * 32
 
@@ -55,7 +57,7 @@ def test_names_keep_what_was_written() -> None:
 
 def test_every_mistake_has_its_line_and_column() -> None:
     found = mistakes(
-        "version: 2\n"
+        "version: 3\n"
         "cvmfs_repo: bad/name\n"
         "inputs: []\n"
         "input:\n"
@@ -74,7 +76,7 @@ def test_every_mistake_has_its_line_and_column() -> None:
         (1, 10), (2, 13), (3, 1), (5, 5), (6, 7), (7, 5), (8, 5), (9, 5), (10, 5), (11, 5), (12, 7), (13, 1),
     ]  # fmt: skip
     texts = [place[2] for place in found]
-    assert "version '2' is not known" in texts[0]
+    assert "version '3' is not known" in texts[0]
     assert "unknown key 'inputs'" in texts[2]
     assert "docker.io/library/redis:4" in texts[3]
     assert "neither a tag nor a digest" in texts[5]
@@ -184,3 +186,83 @@ def test_mistakes_are_in_the_order_of_the_text() -> None:
     error = WishlistError([Mistake(2, 1, "b"), Mistake(1, 5, "a")])
 
     assert str(error) == "line 1, column 5: a; line 2, column 1: b"
+
+
+# --- version 2
+
+OURS = b"""\
+version: 2
+repository: unpacked.example.org
+platforms: [linux/amd64]
+images:
+  - r.example/a:1
+  - image: r.example/b:v*
+    policy: archive
+    platforms: all
+  - image: r.example/c:1
+    policy: pin
+    platforms: [linux/x86_64, linux/arm64/v8]
+"""
+
+
+def test_a_wishlist_of_version_2_has_terms() -> None:
+    wishlist = parse_wishlist(OURS)
+
+    assert (wishlist.repository, wishlist.version) == ("unpacked.example.org", 2)
+    assert [(wish.reference, wish.line, wish.terms) for wish in wishlist.wishes] == [
+        ("r.example/a:1", 5, Terms(Policy.FOLLOW, ("linux/amd64",))),
+        ("r.example/b:v*", 6, Terms(Policy.ARCHIVE, ("all",))),
+        ("r.example/c:1", 9, Terms(Policy.PIN, ("linux/amd64", "linux/arm64/v8"))),
+    ]
+
+
+def test_tags_that_a_pattern_matches_have_its_terms() -> None:
+    assert parse_wishlist(OURS).wishes[1].with_tag("v2").terms.policy is Policy.ARCHIVE
+
+
+def test_mistakes_of_version_2_have_their_places() -> None:
+    found = mistakes(
+        "version: 2\n"
+        "cvmfs_repo: r.example\n"
+        "policy: keep\n"
+        "platforms: linux/amd64\n"
+        "images:\n"
+        "  - image: r.example/a:1\n"
+        "    tag: x\n"
+        "    platforms: [all, linux/amd64]\n"
+        "  - policy: pin\n"
+        "  - image: r.example/b:1\n"
+        "    policy: pin\n"
+        "  - r.example/b:1\n"
+        "  - image: [r.example/c:1]\n"
+        "  - image: r.example/d:1\n"
+        "    platforms: [amd64]\n"
+    )
+
+    assert [place[:2] for place in found] == [
+        (1, 1), (2, 1), (3, 9), (4, 12), (7, 5), (8, 16), (9, 5), (12, 5), (13, 12), (15, 16),
+    ]  # fmt: skip
+    texts = [place[2] for place in found]
+    assert "the key repository is missing" in texts[0]
+    assert "unknown key 'cvmfs_repo'" in texts[1]
+    assert "follow, pin, archive" in texts[2]
+    assert "wished in line 10 with other terms" in texts[7]
+
+
+def test_terms_are_of_version_2_only() -> None:
+    assert "unknown key 'policy'" in mistakes("cvmfs_repo: r\npolicy: pin\ninput: []\n")[0][2]
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "both"),
+    [
+        (Terms(Policy.PIN), Terms(Policy.FOLLOW), Terms(Policy.FOLLOW)),
+        (Terms(Policy.ARCHIVE), Terms(Policy.PIN), Terms(Policy.ARCHIVE)),
+        (Terms(platforms=("linux/amd64",)), Terms(platforms=("linux/arm64",)),
+         Terms(platforms=("linux/amd64", "linux/arm64"))),
+        (Terms(platforms=("linux/amd64",)), Terms(platforms=("all",)), Terms(platforms=("all",))),
+    ],
+)  # fmt: skip
+def test_terms_of_two_wishes_for_one_image_are_joined(one: Terms, other: Terms, both: Terms) -> None:
+    assert one.joined(other) == both
+    assert Terms.decode(*both.encode()) == both

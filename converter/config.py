@@ -5,9 +5,9 @@ import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, SecretStr, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PositiveInt, SecretStr, ValidationError
 
 from converter.errors import SettingsError
 from converter.farm_config import FarmSettings
@@ -26,6 +26,8 @@ _VARIABLES = {
     "keys": "UNPACKD_KEYS",
     "leases": "UNPACKD_LEASES",
     "codec": "UNPACKD_CODEC",
+    "foreign_layers": "UNPACKD_CONVERTER_FOREIGN_LAYERS",
+    "push_provenance": "UNPACKD_CONVERTER_PUSH_PROVENANCE",
 }
 _PREFIX = "UNPACKD_CONVERTER_"
 _LIMIT_PREFIX = _PREFIX + "LIMITS_"
@@ -47,6 +49,11 @@ class LimitSettings(BaseModel):
         return Limits(**self.model_dump())
 
 
+def _words(value: object) -> object:
+    """A list may be written with commas, as in a variable."""
+    return [word.strip() for word in value.split(",") if word.strip()] if isinstance(value, str) else value
+
+
 class ConversionSettings(BaseModel):
     """Which repository images go to, and what they may cost."""
 
@@ -62,6 +69,12 @@ class ConversionSettings(BaseModel):
     chunk_bytes: tuple[PositiveInt, PositiveInt, PositiveInt] = Field(
         default=(DEFAULT_SIZES.least, DEFAULT_SIZES.average, DEFAULT_SIZES.most),
         description="Least, average and most bytes of the chunks of large files.",
+    )
+    push_provenance: Annotated[tuple[str, ...], BeforeValidator(_words)] = Field(
+        default=(), description="Registries (host[:port][/path]) that get the signed provenance beside the image."
+    )
+    foreign_layers: Literal["refuse", "fetch"] = Field(
+        default="refuse", description="Layers whose owners do not allow copies: refuse the image, or take them."
     )
     limits: LimitSettings = LimitSettings()
 

@@ -19,6 +19,7 @@ class ConversionRequest:
     every_platform: bool = False  # all that there are
     refuses_losses: bool = False  # an image of which something has to be left out is refused
     policy: Policy = Policy.FOLLOW
+    takes_foreign_layers: bool = False  # if the registry has them; their owners may not want them copied
     name: str | None = None  # ``registry/repository:tag`` in the repository; None: what the source says
 
 
@@ -42,6 +43,7 @@ class ConversionResult:
     entries: int = 0  # of the layers that were converted
     seconds: float = 0.0
     warnings: tuple[str, ...] = ()
+    referrers: tuple[str, ...] = ()  # digests of what was pushed to the registry about it
     images: tuple[PlatformImage, ...] = ()  # one a platform, if platforms were asked for by name or all
 
     def as_json(self) -> dict[str, object]:

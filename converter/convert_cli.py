@@ -16,7 +16,6 @@ if TYPE_CHECKING:
 
     from converter.config import ConversionSettings
     from converter.conversion import ConversionRequest, ConversionResult
-    from converter.limits import Limits
     from converter.progress import Progress
     from converter.terms import Policy
     from fs.publish.repository import Repository
@@ -34,7 +33,7 @@ def convert(
         typer.Argument(
             metavar="IMAGE...",
             help="registry/repo[:tag][@digest], docker://…, oci:DIR[:TAG], oci-archive:FILE, "
-            "docker-archive:FILE[:REF], docker-daemon:REF",
+            "docker-archive:FILE[:REF], docker-daemon:REF, or a tar of a root file system (.tar, .tar.gz, .tar.zst)",
         ),
     ],
     repo: Annotated[str | None, typer.Option(help="Name of the repository (UNPACKD_REPO).")] = None,
@@ -60,6 +59,10 @@ def convert(
             "image for good (archive)."
         ),
     ] = "follow",
+    foreign_layers: Annotated[
+        str | None,
+        typer.Option(help="Layers that may not be copied: refuse (default), or fetch from the registry."),
+    ] = None,
     strict: Annotated[
         bool, typer.Option("--strict", help="Refuse an image of which something has to be left out.")
     ] = False,
@@ -79,7 +82,8 @@ def convert(
     from converter.sources import parse_source
 
     with command_errors(as_json=as_json):
-        settings = load_settings(config, flags={"repo": repo, "storage": storage, "keys": keys, "leases": leases})
+        flags = {"repo": repo, "storage": storage, "keys": keys, "leases": leases, "foreign_layers": foreign_layers}
+        settings = load_settings(config, flags=flags)
         if name is not None and len(images) > 1:
             raise UsageError("--name gives a name to one image; there are several")
         wanted, every = platforms(platform)
@@ -92,11 +96,12 @@ def convert(
                 name=_name(name),
                 refuses_losses=strict,
                 policy=kept,
+                takes_foreign_layers=settings.foreign_layers == "fetch",
             )
             for image in images
         ]
         repository = _open(settings)
-        batch = _Batch(repository, settings.limits.limits(), as_json=as_json)
+        batch = _Batch(repository, settings, as_json=as_json)
         anyio.run(batch.run, requests)
         batch.finish()
 
@@ -134,28 +139,29 @@ def _name(text: str | None) -> str | None:
 
 
 def _open(settings: "ConversionSettings") -> "Repository":
-    from fs.publish.repository import Repository
+    from converter.target import open_target
 
     given = {"repo": settings.repo, "storage": settings.storage, "keys": settings.keys}
     for option, value in given.items():
         if value is None:
             raise UsageError(f"which repository? Give --{option} or UNPACKD_{option.upper()}")
-    name, storage, keys = str(settings.repo), str(settings.storage), Path(str(settings.keys))
-    return Repository.open(name, storage, keys, settings=settings.writing())
+    return open_target(settings)
 
 
 class _Batch:
     """Converts one image after the other and says what came of each."""
 
-    def __init__(self, repository: "Repository", limits: "Limits", *, as_json: bool) -> None:
+    def __init__(self, repository: "Repository", settings: "ConversionSettings", *, as_json: bool) -> None:
         self._repository = repository
-        self._limits = limits
+        self._limits = settings.limits.limits()
+        self._attested = settings.push_provenance
         self._as_json = as_json
         self._done: list[ConversionResult] = []
         self._failed: list[tuple[str, UnpackdError]] = []
 
     async def run(self, requests: "Sequence[ConversionRequest]") -> None:
         """Convert all; an image that fails does not keep the others from being converted."""
+        from converter.attestation import attest_result
         from converter.pipeline import convert_image
 
         async with AsyncExitStack() as stack:
@@ -170,6 +176,8 @@ class _Batch:
                         result = await convert_image(
                             request, self._repository, report, limits=self._limits, client=client
                         )
+                        view = self._repository.view()
+                        result = await attest_result(view, request.source, result, self._attested)
                 except UnpackdError as error:
                     self._fail(str(request.source), error)
                 else:

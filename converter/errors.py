@@ -104,6 +104,17 @@ class SourceCorruptError(ConverterError):
     exit = Exit.CORRUPT
 
 
+class ReferrerError(ConverterError):
+    """A registry that does not take what refers to an image."""
+
+    exit = Exit.UNREACHABLE
+    transient = True
+
+
+class ReferrerRefusedError(ConverterError):
+    """A registry that does not allow to push what refers to an image."""
+
+
 class SettingsError(ConverterError):
     """A configuration file or variable that cannot be used; the message names the key and its line."""
 

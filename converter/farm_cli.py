@@ -106,7 +106,7 @@ def worker(config: Config = None) -> None:
     with command_errors():
         configure_logging()
         farm = load_farm_settings(config)
-        code = run_worker(farm, PipelineConverter(load_settings(config), uploads=farm.upload_directory))
+        code = run_worker(farm, PipelineConverter(load_settings(config), farm))
     raise typer.Exit(code)
 
 

@@ -2,27 +2,32 @@
 
 from collections.abc import Callable
 from dataclasses import asdict
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import anyio
 
+from converter.attestation import attest_result
 from converter.config import ConversionSettings
 from converter.conversion import ConversionRequest, ConversionResult
 from converter.errors import FarmUsageError
+from converter.farm_config import FarmSettings
 from converter.jobs import Claim, Outcome
 from converter.pipeline import convert_image
 from converter.progress import Progress
 from converter.sources import OCI, ImageSource, parse_source
+from converter.target import open_target
 from converter.terms import ALL
 from converter.uploads import uploaded_layout
-from fs.publish.repository import Repository
 from registry_proxy.oci.manifest import Platform
+
+if TYPE_CHECKING:
+    from fs.publish.repository import Repository
 
 
 class PipelineConverter:
     """A ``tasks.Converter`` that publishes images; the repository is opened by the process that converts."""
 
-    def __init__(self, settings: ConversionSettings, *, uploads: Path | None = None) -> None:
+    def __init__(self, settings: ConversionSettings, farm: FarmSettings) -> None:
         """Check that *settings* name a repository.
 
         Raises:
@@ -30,19 +35,18 @@ class PipelineConverter:
         """
         if settings.repo is None or settings.storage is None or settings.keys is None:
             raise FarmUsageError("which repository? Set UNPACKD_REPO, UNPACKD_STORAGE and UNPACKD_KEYS")
-        self._name = settings.repo
-        self._storage = settings.storage
-        self._keys = settings.keys
         self._settings = settings
+        self._database_url = farm.database_url
         self._limits = settings.limits.limits()
-        self._uploads = uploads  # where images that users sent are
+        self._takes_foreign = settings.foreign_layers == "fetch"
+        self._attested = settings.push_provenance
+        self._uploads = farm.upload_directory  # where images that users sent are
         self._repository: Repository | None = None
 
     def __call__(self, claim: Claim, report: Callable[[dict[str, object]], None]) -> Outcome:
         """See tasks.Converter. The image keeps the name of its wish, with the registry as it was written there."""
         if self._repository is None:
-            writing = self._settings.writing()
-            self._repository = Repository.open(self._name, self._storage, self._keys, settings=writing)
+            self._repository = open_target(self._settings, farm_database_url=self._database_url)
         repository = self._repository
         layout = uploaded_layout(self._uploads, claim.digest)
         if layout is None:
@@ -56,13 +60,15 @@ class PipelineConverter:
             platforms=() if every else tuple(map(Platform.parse, claim.terms.platforms)),
             every_platform=every,
             policy=claim.terms.policy,
+            takes_foreign_layers=self._takes_foreign,
         )
 
         def tell(progress: Progress) -> None:
             report(asdict(progress))
 
         async def convert() -> ConversionResult:
-            return await convert_image(request, repository, tell, limits=self._limits)
+            done = await convert_image(request, repository, tell, limits=self._limits)
+            return await attest_result(repository.view(), source, done, self._attested)
 
         result = anyio.run(convert)
         return Outcome(

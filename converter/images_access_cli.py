@@ -8,8 +8,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fs.runtime.errors import UsageError
-
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -77,11 +75,7 @@ def conversion_settings(storage: str | None, keys: Path | None, config: Path | N
 
 def writer(storage: str | None, keys: Path | None, config: Path | None) -> "Repository":
     """The repository that options, variables or the configuration name, to publish into. Raises UsageError."""
-    from fs.publish.repository import Repository, read_manifest
-    from fs.store.places import open_storage
+    from converter.target import open_target
 
     settings = conversion_settings(storage, keys, config)
-    if settings.storage is None or settings.keys is None:
-        raise UsageError("changes are signed: give --storage and --keys, or UNPACKD_STORAGE and UNPACKD_KEYS")
-    name = read_manifest(open_storage(settings.storage).store).name
-    return Repository.open(name, settings.storage, settings.keys, settings=settings.writing())
+    return open_target(settings.model_copy(update={"repo": None}))  # whatever is in that storage

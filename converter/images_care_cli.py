@@ -7,7 +7,19 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from converter.images_access_cli import Config, Image, Json, Keys, OnePlatform, Storage, writer
+from converter.images_access_cli import (
+    Config,
+    Image,
+    Json,
+    Keys,
+    OnePlatform,
+    Pubkey,
+    Storage,
+    Url,
+    reading,
+    writer,
+)
+from fs.runtime.errors import UsageError
 from fs.runtime.output import command_errors, print_json, say
 
 if TYPE_CHECKING:
@@ -22,6 +34,7 @@ def register(app: typer.Typer) -> None:
     app.command("rm")(remove)
     app.command()(pin)
     app.command("gc")(collect_garbage)
+    app.command()(attest)
 
 
 def remove(
@@ -105,6 +118,42 @@ def collect_garbage(
         options = RetentionOptions(keep_s=int(keep_days * _DAY_S), grace_s=int(grace_days * _DAY_S), dry_run=dry_run)
         report = collect(writer(storage, keys, config), options, time.time)
         _print_report(report, dry_run=dry_run, as_json=as_json)
+
+
+def attest(
+    image: Image,
+    to: Annotated[
+        str | None, typer.Option(help="Repository of a registry. Default: the one that the image is from.")
+    ] = None,
+    platform: OnePlatform = None,
+    storage: Storage = None,
+    url: Url = None,
+    pubkey: Pubkey = None,
+    config: Config = None,
+    as_json: Json = False,
+) -> None:
+    """Push the signed provenance of an image to its registry, as what refers to the image's manifest.
+
+    `push_provenance` in the configuration does so at each conversion. `unpackd images verify --registry` reads it.
+
+    Example: unpackd images attest registry.example.org/lib/app:1 --storage /srv/unpacked
+    """
+    import anyio
+
+    from converter import attestation, inventory
+    from converter.sources import parse_source
+
+    with command_errors(as_json=as_json), reading(storage, url, pubkey, config) as opened:
+        _, one = inventory.chosen(opened.view, image, platform)
+        known = inventory.provenance_of(opened.view, one)
+        reference = parse_source(to or known.source).reference
+        if reference is None:
+            raise UsageError(f"{known.source} is in no registry: say with --to which repository gets the provenance")
+        digest = anyio.run(attestation.attest, opened.view, reference, known.manifest)
+        if as_json:
+            print_json({"manifest": known.manifest, "repository": reference.name, "referrer": digest})
+        else:
+            say(f"{reference.name} has the provenance of {known.manifest} as {digest}")
 
 
 def _print_report(report: "RetentionReport", *, dry_run: bool, as_json: bool) -> None:

@@ -179,6 +179,9 @@ def verify(
         Path | None,
         typer.Option(exists=True, file_okay=False, help="Compare what this mount of the repository shows, every byte."),
     ] = None,
+    registry: Annotated[
+        bool, typer.Option("--registry", help="The signed provenance must be in the image's registry as well.")
+    ] = False,
     offline: Annotated[
         bool, typer.Option("--offline", help="Only compare the catalogs with the signed digest of the tree.")
     ] = False,
@@ -197,8 +200,8 @@ def verify(
     from converter.verify import published_digest, signed_provenance
 
     with command_errors(as_json=as_json), reading(storage, url, pubkey, config) as opened:
-        if offline and (source is not None or deep is not None):
-            raise UsageError("--offline fetches nothing, so --source and --deep say nothing with it")
+        if offline and (source is not None or deep is not None or registry):
+            raise UsageError("--offline fetches nothing, so --source, --deep and --registry say nothing with it")
         name, one = inventory.chosen(opened.view, image, platform)
         known = signed_provenance(opened.view, one.manifest, opened.fingerprints)
         digest = published_digest(opened.view, known.config)
@@ -217,6 +220,9 @@ def verify(
             document["fetched_bytes"] = expected.fetched_bytes
             document["differences"] = [asdict(one) for one in findings[:_MOST_FINDINGS]]
             document["compared"] = "image and mount" if deep is not None else "image"
+        if registry:
+            document["referrers"] = _referrers(opened, known)
+            document["differences"] += [] if document["referrers"] else [{"path": "", "what": "no provenance there"}]
         good = bool(document["tree_as_signed"]) and not document["differences"]
         document["good"] = good
         _print_verdict(document, as_json=as_json)
@@ -248,6 +254,35 @@ def _recompute(source: str, known: "Provenance", config: Path | None) -> "Recomp
         return await recompute(parse_source(source), known, limits=limits, codec=Codec())
 
     return anyio.run(run)
+
+
+def _referrers(opened: Opened, known: "Provenance") -> int:
+    """How many statements in the image's registry are signed by the repository and say what is published."""
+    import anyio
+
+    from converter.errors import NotTheImageError, RecordError
+    from converter.referrers import read_statements
+    from converter.sources import parse_source
+    from converter.verify import verified_provenance
+    from registry_proxy.client import open_client
+
+    reference = parse_source(known.source).reference
+    if reference is None:
+        raise UsageError(f"{known.source} is in no registry")
+
+    async def run() -> list[bytes]:
+        async with open_client() as client:
+            return await read_statements(client, reference, known.manifest)
+
+    count = 0
+    for statement in anyio.run(run):
+        try:
+            found = verified_provenance(statement, known.manifest, opened.fingerprints)
+        except (NotTheImageError, RecordError) as error:
+            say(f"in the registry: {error}")
+            continue
+        count += found.tree == known.tree
+    return count
 
 
 def _differences(expected: "Recomputed", opened: Opened, known: "Provenance", deep: Path | None) -> "list[Finding]":

@@ -39,7 +39,7 @@ _LAYOUT_FILE = "oci-layout"
 
 
 @dataclass(frozen=True, slots=True)
-class _Extent:
+class Extent:
     """A file, or the part of an archive that is one."""
 
     path: Path
@@ -47,6 +47,7 @@ class _Extent:
     size: int
 
     def open(self) -> BinaryIO:
+        """A stream that stands at its beginning."""
         stream = self.path.open("rb")
         stream.seek(self.offset)
         return stream
@@ -55,7 +56,7 @@ class _Extent:
 class _Files(Protocol):
     """The files of a layout, in a directory or in an archive."""
 
-    def find(self, name: str) -> _Extent:
+    def find(self, name: str) -> Extent:
         """The regular file *name*. Raises SourceAbsentError."""
         ...
 
@@ -64,7 +65,7 @@ class _DirectoryFiles:
     def __init__(self, path: Path) -> None:
         self._path = path
 
-    def find(self, name: str) -> _Extent:
+    def find(self, name: str) -> Extent:
         path = self._path / name
         try:
             status = path.stat()
@@ -72,7 +73,7 @@ class _DirectoryFiles:
             raise SourceAbsentError(f"{path}: {error.strerror}") from error
         if not stat.S_ISREG(status.st_mode):
             raise SourceCorruptError(f"{path} is not a regular file")
-        return _Extent(path, 0, status.st_size)
+        return Extent(path, 0, status.st_size)
 
 
 class _ArchiveFiles:
@@ -80,7 +81,7 @@ class _ArchiveFiles:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._found: dict[str, _Extent] = {}
+        self._found: dict[str, Extent] = {}
         links: dict[str, str] = {}
         try:
             with path.open("rb") as stream:
@@ -93,7 +94,7 @@ class _ArchiveFiles:
             if target in self._found:
                 self._found.setdefault(name, self._found[target])
 
-    def find(self, name: str) -> _Extent:
+    def find(self, name: str) -> Extent:
         try:
             return self._found[name]
         except KeyError as error:
@@ -107,7 +108,7 @@ class _ArchiveFiles:
             name = _normal(member.name.decode("utf-8", "surrogateescape"))
             link = member.link.decode("utf-8", "surrogateescape")
             if stat.S_ISREG(member.mode):
-                self._found[name] = _Extent(self._path, reader.position, member.size)
+                self._found[name] = Extent(self._path, reader.position, member.size)
             elif stat.S_ISLNK(member.mode):  # how docker save writes a layer that occurs twice
                 links[name] = _normal(f"{name}/../{link}")
             elif not stat.S_IFMT(member.mode):
@@ -124,21 +125,22 @@ def _normal(name: str) -> str:
     return "/".join(parts)
 
 
-def _read_small(extent: _Extent, limit_bytes: int) -> bytes:
+def _read_small(extent: Extent, limit_bytes: int) -> bytes:
     if extent.size > limit_bytes:
         raise SourceCorruptError(f"{extent.path} has {extent.size} bytes, more than the {limit_bytes} that are allowed")
     with extent.open() as stream:
         return stream.read(extent.size)
 
 
-def _verified(data: bytes, digest: Digest, what: str) -> bytes:
+def verified(data: bytes, digest: Digest, what: str) -> bytes:
+    """*data*, if it is what *digest* names. Raises SourceCorruptError."""
     if not digest.matches(data):
         raise SourceCorruptError(f"{what} {digest} has other bytes than its digest says")
     return data
 
 
 @asynccontextmanager
-async def _verified_pieces(extent: _Extent, descriptor: Descriptor) -> AsyncIterator[AsyncIterator[bytes]]:
+async def verified_pieces(extent: Extent, descriptor: Descriptor) -> AsyncIterator[AsyncIterator[bytes]]:
     """The bytes of a blob, verified as ``OpenSource.blob`` says."""
     if extent.size != descriptor.size_bytes:
         raise SourceCorruptError(
@@ -188,7 +190,7 @@ def open_local(source: ImageSource) -> OpenSource:
     return _Layout(_ArchiveFiles(path) if source.kind == OCI_ARCHIVE else _DirectoryFiles(path), source)
 
 
-def _local_name(path: Path, tag: str | None) -> str:
+def local_name(path: Path, tag: str | None) -> str:
     """The name of an image that is in no registry: its tag if that is a whole name, else ``localhost/<file>:<tag>``."""
     if tag is not None and "/" in tag:
         return published_name(tag)
@@ -207,7 +209,7 @@ class _Layout:
         if not isinstance(index, ImageIndex):
             raise SourceCorruptError(f"the index.json of {source} is not an index")
         self._chosen = _choose(index.manifests, source)
-        self.name = _local_name(source.path or Path(), source.tag or self._chosen.annotations.get(_REF_NAME))
+        self.name = local_name(source.path or Path(), source.tag or self._chosen.annotations.get(_REF_NAME))
 
     async def resolve(self) -> Digest:
         return self._chosen.digest
@@ -223,15 +225,15 @@ class _Layout:
 
     async def config(self, descriptor: Descriptor) -> bytes:
         data = await anyio.to_thread.run_sync(_read_small, self._blob(descriptor.digest), MAX_CONFIG_BYTES)
-        return _verified(data, descriptor.digest, "the config")
+        return verified(data, descriptor.digest, "the config")
 
     def blob(self, descriptor: Descriptor) -> AbstractAsyncContextManager[AsyncIterator[bytes]]:
-        return _verified_pieces(self._blob(descriptor.digest), descriptor)
+        return verified_pieces(self._blob(descriptor.digest), descriptor)
 
     def _manifest(self, digest: Digest) -> bytes:
-        return _verified(_read_small(self._blob(digest), MAX_MANIFEST_BYTES), digest, "the manifest")
+        return verified(_read_small(self._blob(digest), MAX_MANIFEST_BYTES), digest, "the manifest")
 
-    def _blob(self, digest: Digest) -> _Extent:
+    def _blob(self, digest: Digest) -> Extent:
         return self._files.find(f"blobs/{digest.algorithm}/{digest.hex}")
 
 
@@ -260,33 +262,33 @@ class _DockerArchive:
         diff_ids = parse_config(self._config).diff_ids
         if len(diff_ids) != len(chosen.layers):
             raise SourceCorruptError(f"{source} lists {len(chosen.layers)} layers, but its config {len(diff_ids)}")
-        self._extents: dict[Digest, _Extent] = {}
+        self._extents: dict[Digest, Extent] = {}
         described = [
             self._describe(files.find(_normal(layer)), diff_id)
             for layer, diff_id in zip(chosen.layers, diff_ids, strict=True)
         ]
-        self._manifest = _made_manifest(self._config, described)
-        self.name = chosen.name or _local_name(source.path or Path(), None)
+        self._manifest = made_manifest(self._config, described)
+        self.name = chosen.name or local_name(source.path or Path(), None)
 
     async def resolve(self) -> Digest:
         return Digest.of(self._manifest)
 
     async def find(self, resolved: Digest, platform: Platform) -> FoundImage:
         async def manifest(digest: Digest) -> bytes:
-            return _verified(self._manifest, digest, "the manifest")
+            return verified(self._manifest, digest, "the manifest")
 
         return await descend(manifest, resolved, None, platform)
 
     async def platforms(self, resolved: Digest) -> list[Platform]:
-        return offered(_verified(self._manifest, resolved, "the manifest"), None)
+        return offered(verified(self._manifest, resolved, "the manifest"), None)
 
     async def config(self, descriptor: Descriptor) -> bytes:
-        return _verified(self._config, descriptor.digest, "the config")
+        return verified(self._config, descriptor.digest, "the config")
 
     def blob(self, descriptor: Descriptor) -> AbstractAsyncContextManager[AsyncIterator[bytes]]:
-        return _verified_pieces(self._extents[descriptor.digest], descriptor)
+        return verified_pieces(self._extents[descriptor.digest], descriptor)
 
-    def _describe(self, extent: _Extent, diff_id: Digest) -> dict[str, object]:
+    def _describe(self, extent: Extent, diff_id: Digest) -> dict[str, object]:
         """A layer as a manifest describes it. One that is not packed has the DiffID for its digest."""
         with extent.open() as stream:
             packing = detect(stream.read(4))
@@ -338,7 +340,8 @@ def _digest_of(stream: BinaryIO, size: int) -> Digest:
     return Digest("sha256", hasher.hexdigest())
 
 
-def _made_manifest(config: bytes, layers: list[dict[str, object]]) -> bytes:
+def made_manifest(config: bytes, layers: list[dict[str, object]]) -> bytes:
+    """The manifest of an image that has none: its config, and its layers as described."""
     described = {"mediaType": media_types.OCI_CONFIG, "digest": str(Digest.of(config)), "size": len(config)}
     document = {"schemaVersion": 2, "mediaType": media_types.OCI_MANIFEST, "config": described, "layers": layers}
     return json.dumps(document, separators=(",", ":")).encode()

@@ -202,10 +202,10 @@ class _Conversion:
         """Refuse what is no Linux root file system, or not what was asked for."""
         layers = found.manifest.layers
         for layer in layers:
-            if media_types.is_foreign(layer.media_type):
+            if media_types.is_foreign(layer.media_type) and not self._request.takes_foreign_layers:
                 raise ImageRefusedError(
                     f"{self._name}: layer {layer.digest} is a foreign layer ({layer.media_type}), which its owner does "
-                    "not allow to be copied; build the image on a base without such layers"
+                    "not allow to be copied; if you may, let --foreign-layers fetch take it from the registry"
                 )
         if len(layers) != len(config.diff_ids):
             raise CorruptLayerError(

@@ -1,5 +1,6 @@
 """Where images come from: registries, OCI layouts, archives. All of them are verified in the same way."""
 
+import re
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
@@ -28,7 +29,9 @@ if TYPE_CHECKING:
 
 _MAX_INDEXES = 4  # an index may lead to an index
 OCI, OCI_ARCHIVE, DOCKER_ARCHIVE, DOCKER_DAEMON = "oci", "oci-archive", "docker-archive", "docker-daemon"
-_LOCAL_KINDS = frozenset((OCI, OCI_ARCHIVE, DOCKER_ARCHIVE))
+ROOTFS = "rootfs"
+_LOCAL_KINDS = frozenset((OCI, OCI_ARCHIVE, DOCKER_ARCHIVE, ROOTFS))
+_TARBALL = re.compile(r"(.*)\.(?:tar|tar\.gz|tgz|tar\.zst|tar\.zstd)")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,7 +79,7 @@ class ImageSource:
     """The name of an image as a user gives it; ``str()`` is that text again."""
 
     text: str
-    kind: str  # "registry", "oci", "oci-archive", "docker-archive", "docker-daemon"
+    kind: str  # "registry", "oci", "oci-archive", "docker-archive", "docker-daemon", "rootfs"
     reference: Reference | None = None  # of registries
     path: Path | None = None  # of the others
     tag: str | None = None  # of the others
@@ -88,6 +91,8 @@ class ImageSource:
         """Get ready to read the image; a *client* that is given is used and left open."""
         if self.kind == DOCKER_DAEMON:
             return _open_daemon(self)
+        if self.kind == ROOTFS:
+            return _open_rootfs(self)
         if self.reference is not None:
             return _open_registry(self.reference, published_name(self.text), client)
         return _open_local(self)
@@ -97,7 +102,8 @@ def parse_source(text: str) -> ImageSource:
     """Read the name of an image, in a registry or in files.
 
     Forms: ``registry/repo[:tag][@digest]``, ``docker://…``, ``oci:DIR[:TAG]``, ``oci-archive:FILE[:TAG]``,
-    ``docker-archive:FILE[:REF]``, ``docker-daemon:REF``.
+    ``docker-archive:FILE[:REF]``, ``docker-daemon:REF``, ``rootfs:FILE``; and FILE alone if it is there, and called
+    ``….tar``, ``….tar.gz``, ``….tgz`` or ``….tar.zst``: a tar of a root file system.
 
     Raises:
         SourceSyntaxError: a local source without a path.
@@ -108,12 +114,20 @@ def parse_source(text: str) -> ImageSource:
         if not rest:
             raise SourceSyntaxError(f"{text!r} is not a source of an image: write {kind}:REFERENCE")
         return ImageSource(text, kind, tag=rest)
+    if _TARBALL.fullmatch(text) is not None and (kind not in _LOCAL_KINDS or not colon) and Path(text).is_file():
+        return ImageSource(text, ROOTFS, path=Path(text).absolute())
     if not colon or kind not in _LOCAL_KINDS:
         return ImageSource(text, "registry", reference=Reference.parse(text))
     path, colon, tag = rest.partition(":")
     if not path or (colon and not tag):
         raise SourceSyntaxError(f"{text!r} is not a source of an image: write {kind}:PATH or {kind}:PATH:TAG")
     return ImageSource(text, kind, path=Path(path).absolute(), tag=tag or None)
+
+
+def tarball_stem(name: str) -> str:
+    """The name of a file without what says that it is a tar."""
+    match = _TARBALL.fullmatch(name)
+    return name if match is None else match[1]
 
 
 # --- registries
@@ -193,6 +207,13 @@ async def _open_local(source: ImageSource) -> AsyncIterator[OpenSource]:
     from converter.local_sources import open_local  # noqa: PLC0415  # it builds on this module
 
     yield await anyio.to_thread.run_sync(open_local, source)
+
+
+@asynccontextmanager
+async def _open_rootfs(source: ImageSource) -> AsyncIterator[OpenSource]:
+    from converter.rootfs_source import RootfsTarball  # noqa: PLC0415  # it builds on this module
+
+    yield await anyio.to_thread.run_sync(RootfsTarball, source)
 
 
 @asynccontextmanager

@@ -171,7 +171,17 @@ def signed_provenance(view: View, manifest: str, fingerprints: "Collection[Hash]
     path = placement.image_path(manifest) + b"/" + inventory.STATEMENT_FILE
     if view.lookup(path) is None:
         raise NotTheImageError(f"{manifest} has no signed provenance; it was converted by an older program")
-    statement = SignedStatement.parse(view.read(path, RECORD_LIMIT_BYTES))
+    return verified_provenance(view.read(path, RECORD_LIMIT_BYTES), manifest, fingerprints)
+
+
+def verified_provenance(stored: bytes, manifest: str, fingerprints: "Collection[Hash]") -> Provenance:
+    """What a signed statement says of *manifest*, wherever it was found; see ``signed_provenance``.
+
+    Raises:
+        NotTheImageError: the signature does not hold, is of another key, or the statement is about another image.
+        RecordError: it cannot be read.
+    """
+    statement = SignedStatement.parse(stored)
     try:
         certificate = x509.load_pem_x509_certificate(statement.certificate_pem)
     except ValueError as error:

@@ -7,7 +7,7 @@ import json
 import re
 from collections.abc import AsyncGenerator, AsyncIterator, Iterable
 from contextlib import aclosing, asynccontextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from http import HTTPStatus
 from pathlib import Path
@@ -169,6 +169,28 @@ class RegistryClient:
             self._explained(descriptor, verified(self._sender, source, descriptor.size_bytes))
         ) as parts:
             yield parts
+
+    async def referrers(self, reference: Reference) -> tuple[Descriptor, ...]:
+        """What refers to the manifest whose digest *reference* has; registries that do not know have a tag for it.
+
+        Source: OCI distribution specification 1.1, "Listing Referrers", "Referrers Tag Schema".
+
+        Raises:
+            ProxyError: see Sender.ask.
+        """
+        path = f"/v2/{reference.repository}/referrers/{reference.digest}"
+        what = f"what refers to {reference.digest}"
+        scope = pull_scope(reference.repository)
+        try:
+            async with self._sender.ask("GET", self.origin(reference), path, scope=scope, what=what) as reply:
+                document = parse_manifest(await read_bounded(reply, MAX_MANIFEST_BYTES, what), media_types.OCI_INDEX)
+        except AbsentError:
+            tag = replace(reference, digest=None, tag=str(reference.digest).replace(":", "-"))
+            try:
+                document = (await self.manifest(tag, images_only=False)).document
+            except AbsentError:
+                return ()
+        return document.manifests if isinstance(document, ImageIndex) else ()
 
     async def blob_size(self, reference: Reference, digest: Digest) -> int | None:
         """How many bytes a blob has, without fetching it; None if the registry does not say.

@@ -1,15 +1,20 @@
 """Policies of images: what becomes of a name, and of what it led to, when its tag moves."""
 
 import json
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import SecretStr
 from typer.testing import CliRunner, Result
 
 import unpackd
 from converter import inventory, placement
+from converter.config import ConversionSettings
 from converter.retention import RetentionOptions, collect
+from converter.target import open_target
 from fs.publish.repository import Repository
 from tests.support.images import Layout, Member, digest, make_layout
 
@@ -95,3 +100,36 @@ def test_policy_that_is_none_is_refused(house: House, layouts: list[Layout]) -> 
 
     assert ended.exit_code == 2
     assert "follow, pin, archive" in ended.stderr
+
+
+def test_writers_of_several_machines_take_leases(house: House, layouts: list[Layout]) -> None:
+    url = f"sqlite:///{house.folder}/leases.sqlite"
+    places = ["--storage", str(house.folder / "storage"), "--keys", str(house.folder / "keys")]
+    environment = {"UNPACKD_LEASES": url}
+
+    converted = CliRunner().invoke(unpackd.app, ["convert", layouts[0].source, *OPTIONS, *places], env=environment)
+    after_first = token(house)
+    removed = CliRunner().invoke(unpackd.app, ["images", "rm", "r.test/app:1", *places], env=environment)
+
+    assert (converted.exit_code, removed.exit_code) == (0, 0), converted.output + removed.output
+    assert 0 < after_first < token(house)
+
+
+def token(house: House) -> int:
+    """The number that the newest lease had."""
+    with closing(sqlite3.connect(house.folder / "leases.sqlite")) as connection:
+        [(last,)] = connection.execute("SELECT last_token FROM unpackd_lease_tokens").fetchall()
+    return int(last)
+
+
+def test_machines_that_share_a_job_database_share_its_leases(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr("fs.publish.sql_leases.SqlLeases.open", asked.append)
+    settings = ConversionSettings(repo=NAME, storage=str(house.folder / "storage"), keys=house.folder / "keys")
+
+    open_target(settings, farm_database_url="postgresql+psycopg://farm@db/jobs")
+    open_target(settings, farm_database_url="sqlite:///farm.sqlite")
+    others = settings.model_copy(update={"leases": SecretStr("mysql://x")})
+    open_target(others, farm_database_url="postgresql+psycopg://db/jobs")
+
+    assert asked == ["postgresql+psycopg://farm@db/jobs", "mysql://x"]

@@ -24,7 +24,6 @@ from fs.runtime.output import command_errors, print_json, say
 
 if TYPE_CHECKING:
     from converter.retention import RetentionReport
-    from fs.publish.operations import Operation
 
 _DAY_S = 86_400
 
@@ -33,6 +32,7 @@ def register(app: typer.Typer) -> None:
     """Add the commands to *app*."""
     app.command("rm")(remove)
     app.command()(pin)
+    app.command("podman")(store_for_podman)
     app.command("gc")(collect_garbage)
     app.command()(attest)
 
@@ -55,8 +55,7 @@ def remove(
         repository = writer(storage, keys, config)
         view = repository.view()
         names = list(dict.fromkeys(inventory.known_name(view, image) for image in images))
-        operations: list[Operation] = [operation for name in names for operation in removal(view, name)]
-        commit = repository.commit(operations)
+        commit = repository.commit(removal(view, names, repository.ingester().add_bytes))
         if as_json:
             print_json({"removed": names, "revision": commit.revision})
         else:
@@ -95,6 +94,41 @@ def pin(
             print_json({"manifest": one.manifest, "pinned": not remove_pin, "revision": commit.revision})
         else:
             say(f"{one.manifest} is {'not pinned any more' if remove_pin else 'pinned'}, revision {commit.revision}")
+
+
+def store_for_podman(
+    images: Annotated[list[str], typer.Argument(metavar="IMAGE...", help="Names as `images ls` prints them.")],
+    remove_names: Annotated[bool, typer.Option("--remove", help="Take them out of the store.")] = False,
+    storage: Storage = None,
+    keys: Keys = None,
+    config: Config = None,
+    as_json: Json = False,
+) -> None:
+    """Put images into /podmanStore, an additional image store for podman; from then on they follow their names.
+
+    Example: unpackd images podman docker.io/library/debian:12 --storage /srv/unpacked --keys /etc/unpackd/keys
+    """
+    from converter import inventory
+    from converter.podman_store import PodmanStore, published_image
+
+    with command_errors(as_json=as_json):
+        repository = writer(storage, keys, config)
+        view = repository.view()
+        store = PodmanStore.read(view)
+        for image in images:
+            if remove_names:
+                store.remove(image)
+                continue
+            name, one = inventory.chosen(view, image)
+            if name is None:
+                raise UsageError(f"{image} is a digest; podman knows images by their names")
+            store.put(name, published_image(view, one.manifest, inventory.provenance_of(view, one).layers))
+        commit = repository.commit(list(store.operations(view, repository.ingester().add_bytes)))
+        names = sorted(store.names())
+        if as_json:
+            print_json({"names": names, "revision": commit.revision})
+        else:
+            say(f"podman sees {', '.join(names) or 'no images'}, revision {commit.revision}")
 
 
 def collect_garbage(

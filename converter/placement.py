@@ -61,6 +61,11 @@ def layerfs_path(layer: str) -> bytes:
     return placed(LAYERS, layer) + b"/layerfs"
 
 
+def layer_record_path(layer: str) -> bytes:
+    """What DUCC notes of the layer with the blob digest *layer*."""
+    return placed(LAYERS, layer) + b"/.metadata/layers.json"
+
+
 def origin_path(layer: str) -> bytes:
     """DUCC's list of the images that have the layer."""
     return placed(LAYERS, layer) + b"/.metadata/origin.json"
@@ -298,7 +303,7 @@ def image_operations(placement: Placement) -> list[Operation]:
     for layer, new in placement.new_layers.items():
         done += [
             Graft(layerfs_path(layer), new.subtree),
-            PutFile(placed(LAYERS, layer) + b"/.metadata/layers.json", new.record),
+            PutFile(layer_record_path(layer), new.record),
             PutFile(change_set_path(layer), new.change_set),
         ]
     for path, subtree in ((flat_path(config), placement.flat), (apptainer_path(config), placement.apptainer)):

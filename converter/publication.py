@@ -29,6 +29,7 @@ from converter.image_records import (
 from converter.image_trees import flatten, new_layers, root_images
 from converter.inventory import PROVENANCE_FILE, STATEMENT_FILE
 from converter.placement import Naming, Placement
+from converter.podman_store import PodmanStore, StoredImage
 from converter.progress import Meter
 from converter.tree_digest import digest_of, items_of_tree
 from fs.format.tree import Content, Node
@@ -92,6 +93,8 @@ class Publication:
         done = [*self._operations, *self._origins(view)]
         if pins:
             done += self._pins(view, images)
+        if PodmanStore.is_there(view):
+            done += self._podman_store(view, default)
         done += placement.naming_operations(self._naming(view, record, images, default))
         return self._repository.commit(done, timeout_s=COMMIT_TIMEOUT_S)
 
@@ -102,6 +105,23 @@ class Publication:
             if view.lookup(path) is None:
                 mark = Pin(manifest, f"archive of {self._name}", datetime.now(UTC))
                 yield PutFile(path, self._put(mark.encode()))
+
+    def _podman_store(self, view: View, image: ReadImage) -> list[Operation]:
+        """What a store for podman needs that has the name: the image that it leads to now."""
+        store = PodmanStore.read(view)
+        if self._name not in store.names():
+            return []
+        stored = StoredImage(
+            manifest=image.digests.manifest,
+            config=image.digests.config,
+            manifest_bytes=image.found.manifest_bytes,
+            config_bytes=image.config_bytes,
+            layers=_layer_records(image),
+            layer_sizes=[layer.changes.unpacked_bytes for layer in image.layers],
+            created=datetime.now(UTC).isoformat(),
+        )
+        store.put(self._name, stored)
+        return list(store.operations(view, self._put))
 
     # --- images
 
@@ -163,10 +183,7 @@ class Publication:
             resolved=str(image.found.resolved),
             manifest=image.digests.manifest,
             config=image.digests.config,
-            layers=tuple(
-                LayerRecord(digest=one.digest, diff_id=one.diff_id, media_type=one.media_type, size=one.size)
-                for one in (layer.description for layer in image.layers)
-            ),
+            layers=_layer_records(image),
             tree=digest_of(items),
             tool=f"unpackd {metadata.version('unpackd')}",
             converted=datetime.now(UTC),
@@ -220,6 +237,13 @@ class Publication:
 
     def _put(self, data: bytes) -> Content:
         return self._repository.ingester().add_bytes(data)
+
+
+def _layer_records(image: ReadImage) -> tuple[LayerRecord, ...]:
+    return tuple(
+        LayerRecord(digest=one.digest, diff_id=one.diff_id, media_type=one.media_type, size=one.size)
+        for one in (layer.description for layer in image.layers)
+    )
 
 
 def _ducc_manifest(image: ReadImage) -> bytes:

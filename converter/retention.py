@@ -14,12 +14,15 @@ from typing import TYPE_CHECKING
 
 from converter import inventory, placement
 from converter.errors import RecordError
+from converter.image_platforms import platform_links
 from converter.image_records import RECORD_LIMIT_BYTES, PlatformImage, decode_unneeded, encode_unneeded
+from converter.podman_store import PodmanStore
 from fs.errors import OvertakenError
 from fs.publish.operations import Operation, PutFile, Remove, RequireRevision
 from fs.publish.repository import Repository
 
 if TYPE_CHECKING:
+    from fs.format.tree import Content
     from fs.publish.view import View
 
 DAY_S = 86_400
@@ -160,12 +163,25 @@ def find_needs(view: "View", keep_s: int, now_unix_s: float) -> Needs:
             raise RecordError(f"the image {pin.manifest} is pinned, but is not there")
         one = PlatformImage(platform=found.platform, manifest=found.manifest, config=found.config)
         _need(view, needs, one, f"a pin ({pin.reason})", must_exist=True)
+    _need_podman_store(view, needs)
     for path, target in inventory.public_links(view):
         tree = _TREE.search(target)
         if tree is not None:
             needs.configs.setdefault(tree[1], f"the link {path.decode('utf-8', 'backslashreplace')}")
     _follow_chains(view, needs)
     return needs
+
+
+def _need_podman_store(view: "View", needs: Needs) -> None:
+    """Images that podman sees stay; of those that another program put there, layers and trees."""
+    store = PodmanStore.read(view)
+    for config, manifest in store.images():
+        needs.configs.setdefault(placement.hex_of(config), "podman's store")
+        if manifest is not None:
+            one = PlatformImage(platform="", manifest=manifest, config=config)
+            _need(view, needs, one, "podman's store", must_exist=True)
+    for layer in store.blobs():
+        needs.layers.setdefault(placement.hex_of(layer), "podman's store")
 
 
 def _need_name(view: "View", needs: Needs, name: str) -> None:
@@ -281,15 +297,25 @@ def _placed(view: "View", root: bytes) -> Iterator[bytes]:
                 yield folder + b"/" + entry.name
 
 
-def removal(view: "View", name: str) -> list[Operation]:
-    """The operations that take the name *name* away; trees and layers stay until they are collected."""
-    inventory.named_image(view, name)
-    links = [placement.public_path(name)]
-    if view.lookup(placement.MULTIARCH) is not None:
-        links += [
-            placement.platform_link(entry.name.decode("utf-8", "surrogateescape"), name)
-            for entry in view.list(placement.MULTIARCH)
-            if entry.is_directory
-        ]
-    links = [link for link in links if view.lookup(link) is not None]
-    return [*(Remove(link) for link in links), Remove(placement.METADATA + placement.public_path(name))]
+def removal(view: "View", names: Sequence[str], put: "Callable[[bytes], Content]") -> list[Operation]:
+    """The operations that take *names* away, from podman's store too; trees and layers stay until they are collected.
+
+    Args:
+        view: the repository.
+        names: of images.
+        put: stores the bytes of a file.
+
+    Raises:
+        ImageAbsentError: there is no image of such a name.
+        RecordError: a record cannot be read.
+    """
+    done: list[Operation] = []
+    store = PodmanStore.read(view)
+    is_stored = False
+    for name in names:
+        inventory.named_image(view, name)
+        links = [placement.public_path(name), *platform_links(view, name)]
+        done += [Remove(link) for link in links if view.lookup(link) is not None]
+        done.append(Remove(placement.METADATA + placement.public_path(name)))
+        is_stored = store.remove(name) or is_stored
+    return [*done, *(store.operations(view, put) if is_stored else ())]

@@ -29,6 +29,7 @@ from converter.progress import Meter, Progress
 from converter.publication import Publication
 from converter.sources import FoundImage, OpenSource
 from converter.terms import Policy
+from converter.thin_images import refuse_thin
 from fs.errors import ChangedError, OvertakenError
 from fs.publish.repository import Repository
 from fs.runtime.errors import UnpackdError
@@ -134,6 +135,7 @@ class _Conversion:
         config_bytes = await self._source.config(found.manifest.config)
         config = parse_config(config_bytes)
         self._check(found, config, platform)
+        await refuse_thin(self._name, self._source, found.manifest, config)
         layers = await self._layers(found.manifest.layers, config.diff_ids)
         if self._choice.is_multiple and found.index_bytes is None:  # one image, whatever was asked for
             platform = config.platform

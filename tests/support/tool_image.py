@@ -6,7 +6,8 @@ from pathlib import Path
 
 import anyio
 
-from converter.pipeline import ConversionRequest, convert_image
+from converter.conversion import ConversionRequest
+from converter.pipeline import convert_image
 from converter.sources import parse_source
 from tests.support.images import Layout, Member, directory, hardlink, make_layout, symlink
 from tests.support.published import Published, publish

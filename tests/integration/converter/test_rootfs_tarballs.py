@@ -1,4 +1,4 @@
-"""Plain tars of root file systems, and layers that may not be copied."""
+"""Plain tars of root file systems, layers that may not be copied, and images without files."""
 
 import gzip
 import json
@@ -112,3 +112,16 @@ def put(registry: Registry, repository: str, manifest: bytes) -> None:
     """Let the tag 1 name another manifest."""
     headers = {"Content-Type": "application/vnd.oci.image.manifest.v1+json"}
     httpx.put(f"{registry.url}/v2/{repository}/manifests/1", content=manifest, headers=headers).raise_for_status()
+
+
+def test_thin_image_is_refused_with_the_name_of_what_it_was_made_from(target: Target, tmp_path: Path) -> None:
+    layer = {"digest": "ab" * 32, "url": "cvmfs://old.example.org/.layers/ab/" + "ab" * 32 + "/layerfs"}
+    listed = {"version": "1.0", "origin": "https://r.example/team/app:1", "layers": [layer, layer]}
+    settings: dict[str, object] = {"Env": ["CVMFS_IMAGE=true"]}
+    thin = make_layout(tmp_path / "thin", [[Member("thin.json", json.dumps(listed).encode())]], settings=settings)
+    whole = make_layout(tmp_path / "whole", [[*MEMBERS, Member("thin.json", b"{}")]], settings=settings)
+
+    refused, taken = target.run(thin.source), target.run(whole.source)
+
+    assert (refused.exit_code, taken.exit_code) == (1, 0), refused.output + taken.output
+    assert "made from https://r.example/team/app:1 with 2 layers" in refused.stderr

@@ -96,9 +96,13 @@ class PodmanStore:
         return cls(_listed(view, _IMAGES_FILE), _listed(view, _LAYERS_FILE))
 
     @staticmethod
-    def is_there(view: View) -> bool:
-        """True if the repository has one."""
-        return view.lookup(_IMAGES_FILE) is not None
+    def has_name(view: View, name: str) -> bool:
+        """True if podman sees *name*; costs next to nothing if there is no store. Raises RecordError."""
+        if view.lookup(_IMAGES_FILE) is None:
+            return False
+        if json.dumps(name).encode() not in view.read(_IMAGES_FILE, _LIMIT_BYTES):
+            return False
+        return name in PodmanStore.read(view).names()
 
     def names(self) -> set[str]:
         """The names that podman sees."""

@@ -93,7 +93,7 @@ class Publication:
         done = [*self._operations, *self._origins(view)]
         if pins:
             done += self._pins(view, images)
-        if PodmanStore.is_there(view):
+        if PodmanStore.has_name(view, self._name):
             done += self._podman_store(view, default)
         done += placement.naming_operations(self._naming(view, record, images, default))
         return self._repository.commit(done, timeout_s=COMMIT_TIMEOUT_S)
@@ -107,10 +107,8 @@ class Publication:
                 yield PutFile(path, self._put(mark.encode()))
 
     def _podman_store(self, view: View, image: ReadImage) -> list[Operation]:
-        """What a store for podman needs that has the name: the image that it leads to now."""
+        """What the store for podman, which has the name, needs of the image that it leads to now."""
         store = PodmanStore.read(view)
-        if self._name not in store.names():
-            return []
         stored = StoredImage(
             manifest=image.digests.manifest,
             config=image.digests.config,

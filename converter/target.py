@@ -1,6 +1,5 @@
 """The repository that images go to, opened as the settings say."""
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pydantic import SecretStr
@@ -26,9 +25,10 @@ def open_target(settings: "ConversionSettings", *, farm_database_url: str | None
         UsageError: it is not said where the repository or its keys are.
         FsError: it cannot be opened.
     """
-    if settings.storage is None or settings.keys is None:
+    storage, keys = settings.storage, settings.keys
+    if storage is None or keys is None:
         raise UsageError("changes are signed: give --storage and --keys, or UNPACKD_STORAGE and UNPACKD_KEYS")
-    name = settings.repo or read_manifest(open_storage(settings.storage).store).name
+    name = settings.repo or read_manifest(open_storage(storage).store).name
     if settings.leases is None and farm_database_url is not None and not farm_database_url.startswith(_OF_ONE_MACHINE):
         settings = settings.model_copy(update={"leases": SecretStr(farm_database_url)})
-    return Repository.open(name, settings.storage, Path(settings.keys), settings=settings.writing())
+    return Repository.open(name, storage, keys, settings=settings.writing())

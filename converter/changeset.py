@@ -110,12 +110,18 @@ class ChangeSetBuilder:
         xattrs = self._kept_xattrs(member, file_type) if member.xattrs else None
         return Change(path, mode, member.uid, member.gid, member.mtime_ns, None, target, member.rdev, xattrs)
 
-    def add(self, change: Change) -> None:
-        """Take up a change that ``accept`` gave, by now with content."""
+    def add(self, change: Change) -> int:
+        """Take up a change that ``accept`` gave; gives its number, by which it can be given its content later."""
         if change.path in self._seen and not stat.S_ISDIR(change.mode):
             self.warn(change.path[1:], "is in the layer more than once; the last one counts")
         self._seen.add(change.path)
         self._entries.append(change)
+        return len(self._entries) - 1
+
+    def complete(self, numbers: Iterable[int], contents: Iterable[Content]) -> None:
+        """Give the changes with *numbers* their *contents*."""
+        for number, content in zip(numbers, contents, strict=True):
+            self._entries[number] = self._entries[number]._replace(content=content)
 
     def warn(self, name: bytes, reason: str) -> None:
         """Note that something about the member *name* is not as it was asked for."""

@@ -6,7 +6,8 @@ that is being built, as ``chroot`` would, with a limit on the number of symlinks
 Attributes are those that ``umoci unpack`` gives: a directory keeps the time of its entry whatever is added to or
 removed from it later; a directory over a directory replaces its attributes, extended ones too, and keeps what it holds;
 anything else is removed and made anew; a hard link has the attributes of what it links to. Directories without an
-entry are 0755 root:root; their time, which umoci takes from the clock, is 0, so that one image gives one tree.
+entry are 0755 root:root; in one with the set-group-ID bit they have that bit and its group, as Linux gives them. Their
+time, which umoci takes from the clock, is 0, so that one image gives one tree.
 """
 
 import stat
@@ -128,7 +129,7 @@ class Tree:
             if node is None:
                 if not create:
                     raise _NoDirectoryError("a directory in its path is missing")
-                node = here.node.children[name] = Node(mode=_DIRECTORY)
+                node = here.node.children[name] = _directory_without_entry(here.node)
             if stat.S_ISLNK(node.mode):
                 symlinks += 1
                 if symlinks > _SYMLINK_LIMIT:
@@ -253,6 +254,12 @@ class _Place:
 
 class _NoDirectoryError(LayerError):
     """A path that does not lead to a directory."""
+
+
+def _directory_without_entry(parent: Node) -> Node:
+    if parent.mode & stat.S_ISGID:
+        return Node(mode=_DIRECTORY | stat.S_ISGID, gid=parent.gid)
+    return Node(mode=_DIRECTORY)
 
 
 def _node(change: Change) -> Node:

@@ -1,8 +1,16 @@
-"""One pass over a layer's blob: unpack, verify the DiffID, parse, store the files, and note what the layer changes."""
+"""One pass over a layer's blob: unpack, verify the DiffID, parse, store the files, and note what the layer changes.
 
+Three things go on at once, because unpacking, hashing, compressing and writing all leave Python's lock alone: the
+calling thread unpacks and hashes the tar, a second one parses it, and a third and a fourth store the small files, in
+batches. What is on the way between them is bounded.
+"""
+
+import queue
 import stat
+import threading
 from collections.abc import Callable, Iterable, Iterator
-from typing import Protocol
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Protocol, Self
 
 from converter.changeset import ChangeSet, ChangeSetBuilder
 from converter.errors import CorruptLayerError, LimitError
@@ -14,6 +22,11 @@ from registry_proxy.oci.digest import Digest
 
 _WHOLE_BYTES = 1 << 20
 """Files up to this size are handed on in one piece, larger ones as a stream."""
+
+_PIECES_AHEAD = 4  # of the tar, up to a MiB each
+_BATCH_BYTES, _BATCH_FILES = 1 << 20, 64
+_BATCHES_AHEAD = 4
+_STORING_THREADS = 2
 
 
 class ContentStore(Protocol):
@@ -56,24 +69,123 @@ def read_layer(  # noqa: PLR0913  # the collaborators of one pass, all by name
         CorruptLayerError: the stream is broken, or is not what *diff_id* says.
     """
     tar = _VerifiedStream(blob, packing, diff_id, limits)
-    reader = TarReader(tar.next_piece, limits)
-    builder = ChangeSetBuilder()
-    while (member := reader.next()) is not None:
-        report(1)
-        change = builder.accept(member)
-        if change is None:
-            continue
-        if stat.S_ISREG(change.mode):
-            size = member.size
-            content = (
-                store.add_bytes(reader.read(size)) if size <= _WHOLE_BYTES else store.add_stream(reader.read, size)
-            )
-            change = change._replace(content=content)
-        builder.add(change)
-    if not reader.drain():
-        builder.warn(b"", "behind the end of the archive is left out: the archive goes on there")
+    ahead = _Ahead()
+    with ThreadPoolExecutor(1, "parsing") as parsing:
+        parsed = parsing.submit(_parse, ahead, store, limits, report)
+        ahead.feed(tar.next_piece)
+        builder = parsed.result()
     tar.verify()
     return builder.finish(diff_id=str(diff_id), unpacked_bytes=tar.unpacked_bytes)
+
+
+def _parse(ahead: "_Ahead", store: ContentStore, limits: Limits, report: Callable[[int], None]) -> ChangeSetBuilder:
+    """Read the tar that comes through *ahead* to its end. Raises as ``read_layer``, and what *ahead* was fed with."""
+    reader = TarReader(ahead.take, limits)
+    builder = ChangeSetBuilder()
+    try:
+        with _Storing(store, builder) as storing:
+            while (member := reader.next()) is not None:
+                report(1)
+                change = builder.accept(member)
+                if change is None:
+                    continue
+                if not stat.S_ISREG(change.mode):
+                    builder.add(change)
+                elif member.size > _WHOLE_BYTES:
+                    builder.add(change._replace(content=store.add_stream(reader.read, member.size)))
+                else:
+                    storing.add(builder.add(change), reader.read(member.size))
+            if not reader.drain():
+                builder.warn(b"", "behind the end of the archive is left out: the archive goes on there")
+    finally:
+        ahead.close()
+    return builder
+
+
+class _Ahead:
+    """Pieces on their way from one thread to another, a few at most."""
+
+    def __init__(self) -> None:
+        self._queue: queue.Queue[bytes | BaseException] = queue.Queue(_PIECES_AHEAD)
+        self._is_closed = threading.Event()
+
+    def feed(self, next_piece: Callable[[], bytes]) -> None:
+        """Hand on what *next_piece* gives, the empty one at the end or its error included."""
+        while not self._is_closed.is_set():
+            try:
+                piece: bytes | BaseException = next_piece()
+            except BaseException as error:  # noqa: BLE001  # raised again by ``take``
+                piece = error
+            self._queue.put(piece)
+            if not piece or isinstance(piece, BaseException):
+                return
+
+    def take(self) -> bytes:
+        """The next piece."""
+        piece = self._queue.get()
+        if isinstance(piece, BaseException):
+            raise piece
+        if not piece:
+            self._queue.put(piece)  # the end stays the end
+        return piece
+
+    def close(self) -> None:
+        """Let nobody wait who feeds."""
+        self._is_closed.set()
+        while True:
+            try:
+                self._queue.get_nowait()
+            except queue.Empty:
+                return
+
+
+class _Storing:
+    """Small files on their way into a store, in batches."""
+
+    def __init__(self, store: ContentStore, builder: ChangeSetBuilder) -> None:
+        self._store = store
+        self._builder = builder
+        self._pool = ThreadPoolExecutor(_STORING_THREADS, "storing")
+        self._free = threading.Semaphore(_BATCHES_AHEAD)
+        self._futures: list[Future[list[Content]]] = []
+        self._numbers: list[list[int]] = []
+        self._batch: list[bytes] = []
+        self._batch_numbers: list[int] = []
+        self._batch_bytes = 0
+
+    def add(self, number: int, data: bytes) -> None:
+        """Store *data*, the content of the entry with that *number*. Raises what storing earlier ones has raised."""
+        self._batch.append(data)
+        self._batch_numbers.append(number)
+        self._batch_bytes += len(data)
+        if self._batch_bytes >= _BATCH_BYTES or len(self._batch) >= _BATCH_FILES:
+            self._hand_on()
+
+    def _hand_on(self) -> None:
+        self._free.acquire()
+        if self._futures and self._futures[-1].done():
+            self._futures[-1].result()
+        self._futures.append(self._pool.submit(self._keep, self._batch))
+        self._numbers.append(self._batch_numbers)
+        self._batch, self._batch_numbers, self._batch_bytes = [], [], 0
+
+    def _keep(self, batch: list[bytes]) -> list[Content]:
+        try:
+            return [self._store.add_bytes(data) for data in batch]
+        finally:
+            self._free.release()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        try:
+            if kind is None:
+                self._hand_on()
+                for numbers, future in zip(self._numbers, self._futures, strict=True):
+                    self._builder.complete(numbers, future.result())
+        finally:
+            self._pool.shutdown(cancel_futures=True)
 
 
 class _VerifiedStream:

@@ -90,6 +90,15 @@ def test_missing_parents_have_fixed_attributes() -> None:
     assert (node.mode, node.uid, node.gid, node.mtime_ns) == (stat.S_IFDIR | 0o755, 0, 0, 0)
 
 
+def test_missing_parents_below_a_directory_that_gives_its_group_have_it() -> None:
+    tree = flat(header(b"shared/", b"5", mode=0o2775, uid=7, gid=70) + f(b"shared/a/b/file"))
+
+    for path in (b"/shared/a", b"/shared/a/b"):
+        made = at(tree.root, path)
+        assert (made.mode, made.uid, made.gid) == (stat.S_IFDIR | 0o2755, 0, 70)
+    assert at(tree.root, b"/shared/a/b/file").gid == 0
+
+
 @pytest.mark.parametrize("target", [b"/tmp", b"../../../tmp", b"tmp", b"./x/../tmp", b"/../tmp/."])
 def test_symlinked_parents_lead_inside_the_tree(target: bytes) -> None:
     tree = flat(s(b"out", target), f(b"out/file"))

@@ -2,14 +2,16 @@
 
 import gzip
 import struct
+from collections.abc import Iterator
 
 import pytest
 import zstandard
 
-from converter.errors import CorruptLayerError, ImageRefusedError, LimitError
+from converter.errors import CorruptLayerError, ImageRefusedError, LayerError, LimitError
 from converter.layer_reading import read_layer
 from converter.layer_streams import GZIP, PIECE_BYTES, PLAIN, ZSTD, unpacked
 from converter.limits import Limits
+from fs.format.tree import Content
 from registry_proxy.oci.digest import Digest
 from tests.support.tars import END, MemoryStore, entry
 
@@ -124,6 +126,61 @@ def test_limit_holds_for_what_no_entry_announces() -> None:
         read_layer(
             [tar], packing=None, diff_id=Digest.of(tar), store=MemoryStore(), limits=Limits(max_layer_bytes=1 << 20)
         )
+
+
+def test_many_files_keep_their_places_and_contents() -> None:
+    tar = b"".join(entry(b"%d" % number, b"content %d" % number * (number % 50)) for number in range(1000)) + END
+    store = MemoryStore()
+
+    changes = read_layer([tar], packing=PLAIN, diff_id=Digest.of(tar), store=store, limits=Limits())
+
+    found = {change.path: store.files[change.content.hash] for change in changes.entries if change.content}  # type: ignore[index]
+    assert found == {b"/%d" % number: b"content %d" % number * (number % 50) for number in range(1000)}
+    assert list(found) == [b"/%d" % number for number in range(1000)]
+
+
+class FullStore(MemoryStore):
+    """A store that takes nothing."""
+
+    def add_bytes(self, data: bytes) -> Content:
+        raise OSError(28, f"No space left on device for {len(data)} bytes")
+
+
+@pytest.mark.parametrize("count", [1, 500])
+def test_a_store_that_fails_ends_the_pass(count: int) -> None:
+    tar = entry(b"a", b"x" * 10_000) * count + END
+
+    with pytest.raises(OSError, match="No space left"):
+        read_layer(slices(tar), packing=PLAIN, diff_id=Digest.of(tar), store=FullStore(), limits=Limits())
+
+
+def test_a_source_that_fails_ends_the_pass_with_its_own_error() -> None:
+    def parts() -> Iterator[bytes]:
+        yield from slices((entry(b"a", b"x" * 10_000) * 500)[:-700])
+        raise ConnectionError("the registry went away")
+
+    with pytest.raises(ConnectionError, match="went away"):
+        read_layer(parts(), packing=None, diff_id=Digest.of(b""), store=MemoryStore(), limits=Limits())
+
+
+def test_a_broken_archive_ends_the_pass_although_more_is_to_come() -> None:
+    asked = 0
+
+    def parts() -> Iterator[bytes]:
+        nonlocal asked
+        yield entry(b"a") + b"\1" * 512
+        while True:
+            asked += 1
+            yield bytes(1 << 20)
+
+    with pytest.raises(LayerError, match="malformed number"):
+        read_layer(parts(), packing=None, diff_id=Digest.of(b""), store=MemoryStore(), limits=Limits())
+
+    assert asked < 20
+
+
+def slices(data: bytes) -> Iterator[bytes]:
+    return (data[start : start + 65536] for start in range(0, len(data), 65536))
 
 
 def test_ratio_of_a_large_layer_is_limited() -> None:

@@ -130,7 +130,7 @@ class Mounted:
         if self._daemon_since[0] != daemon:
             self._daemon_since = (daemon, time.monotonic())
         status = self.control("status") or {}
-        journal = next((self._cache / "mounts" / NAME).glob("mount-*.journal"), self._cache)
+        journals = list((self._cache / "mounts" / NAME).glob("mount-*.journal"))
         try:
             return Look(
                 at_s=round(time.monotonic() - self._began, 1),

@@ -29,6 +29,10 @@ class Fault(Enum):
     LATE_REPLY = "the server does it, the answer comes after the client has given up"
 
 
+USUAL = (Fault.UNAVAILABLE, Fault.LOST_REPLY, Fault.RESET, Fault.INTERNAL, Fault.LATE_REPLY, Fault.CUT_REPLY)
+"""What a network and a server under load do, and a client has to bear."""
+
+
 @dataclass
 class Rule:
     """The next *count* requests that match are spoiled."""
@@ -49,6 +53,7 @@ class FaultyProxy:
     silence_s: float = 0.8
     rules: list[Rule] = field(default_factory=list)
     requests: list[tuple[str, str]] = field(default_factory=list)
+    every: int = 0  # each such request is spoiled, by one of the usual faults after the other; 0: none
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     @property
@@ -68,7 +73,8 @@ class FaultyProxy:
                 if rule.hits < rule.count and rule.method in ("*", method) and re.search(rule.path, path):
                     rule.hits += 1
                     return rule.fault
-        return None
+            turn, rest = divmod(len(self.requests), self.every or len(self.requests) + 1)
+            return None if rest else USUAL[turn % len(USUAL)]
 
 
 _ANSWERS = {

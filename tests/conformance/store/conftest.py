@@ -12,6 +12,8 @@ from fs.store.s3_place import S3Limits, S3Place
 from tests.support.faulty_proxy import FaultyProxy, run_faulty_proxy
 from tests.support.s3 import CREDENTIALS, S3Server, run_s3
 
+SPOILED = 4
+"""Each fourth request: fewer than a client tries again, so all of them have to be borne."""
 SMALL_LIMITS = S3Limits(connect_timeout_s=1, idle_timeout_s=0.5, attempts=4, backoff_s=0.05, part_bytes=5 << 20)
 
 
@@ -32,7 +34,7 @@ def proxy(s3_server: S3Server) -> Iterator[FaultyProxy]:
         yield running_proxy
 
 
-@pytest.fixture(params=["local", "memory", "s3"])
+@pytest.fixture(params=["local", "memory", "s3", "s3 behind faults"])
 def make_store(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[], TendedStore]:
     """Opens the same store again and again, as several processes would."""
     match request.param:
@@ -45,7 +47,11 @@ def make_store(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[], T
             from fs.store.s3 import S3Store
 
             server: S3Server = request.getfixturevalue("s3_server")
-            place = S3Place(server.new_bucket(), "some/prefix", server.endpoint)
+            endpoint = server.endpoint
+            if request.param == "s3 behind faults":
+                proxy: FaultyProxy = request.getfixturevalue("proxy")
+                proxy.every, endpoint = SPOILED, proxy.endpoint
+            place = S3Place(server.new_bucket(), "some/prefix", endpoint)
             return lambda: _prepared(S3Store(place, SMALL_LIMITS))
 
 

@@ -79,3 +79,15 @@ def test_only_objects_are_listed(store: LocalStore) -> None:
         (store.root / name).write_bytes(b"x")
 
     assert [each.name for each in store.objects()] == [NAME]
+
+
+def test_objects_are_readable_for_the_web_server_whatever_the_umask(tmp_path: Path) -> None:
+    before = os.umask(0o077)
+    try:
+        made = LocalStore(tmp_path / "masked", durable=False)
+        made.prepare()
+        made.put(NAME, Suffix.PLAIN, b"abc")
+    finally:
+        os.umask(before)
+
+    assert (made.root / NAME.object_path()).stat().st_mode & 0o777 == 0o644

@@ -161,6 +161,8 @@ class Ingester:
         self._store = store
         self._index = index
         self.codec = codec or Codec()
+        kind = f"{self.codec.compression.value}{self.codec.algorithm.value}"
+        self._kinds = {suffix: f"{kind}{suffix.value}".encode() for suffix in Suffix}
 
     def add_bytes(self, data: Buffer) -> Content:
         """Store a whole file; large ones are chunked as ``add_stream`` does."""
@@ -219,7 +221,7 @@ class Ingester:
 
     def _object(self, data: Buffer, suffix: Suffix) -> Hash:
         codec = self.codec
-        key = hashlib.sha256(data).digest() + f"{codec.compression.value}{codec.algorithm.value}{suffix.value}".encode()
+        key = hashlib.sha256(data).digest() + self._kinds[suffix]
         known = self._index.find(key)
         if known is not None and self._store.claim(known.hash, suffix, stored_bytes=known.stored_bytes):
             return known.hash

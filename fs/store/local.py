@@ -29,6 +29,14 @@ _READABLE = 0o644
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
+def _umask() -> int:
+    """What this process takes from the modes of new files. Source: proc_pid_status(5); asking umask(2) would set it."""
+    for line in Path("/proc/self/status").read_text(encoding="ascii", errors="replace").splitlines():
+        if line.startswith("Umask:"):
+            return int(line.split()[1], 8)
+    return 0o777
+
+
 class LocalStore:
     """A Store in directory *root*."""
 
@@ -46,6 +54,7 @@ class LocalStore:
         self._durable = durable
         self._clock = clock
         self._serial = itertools.count()
+        self._is_masked = bool(_umask() & _READABLE)
         self._guard = threading.Lock()
         self._refreshed: set[tuple[Hash, Suffix]] = set()  # since the last settle
 
@@ -99,7 +108,8 @@ class LocalStore:
         descriptor = os.open(staged, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, _READABLE)
         try:
             try:
-                os.fchmod(descriptor, _READABLE)  # whatever the umask: the web server is somebody else
+                if self._is_masked:  # the web server is somebody else
+                    os.fchmod(descriptor, _READABLE)
                 _write_all(descriptor, stored)
             finally:
                 os.close(descriptor)

@@ -4,7 +4,7 @@ import hashlib
 import os
 import stat
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -95,12 +95,12 @@ def differences(expected: dict[bytes, Described], found: dict[bytes, Described])
     return lines
 
 
-def load(root: Path) -> Node:
-    """The tree below *root* as nodes; of contents only the sizes are right."""
-    return _load(os.fsencode(root), {})
+def load(root: Path, add: Callable[[bytes, Node], None] = lambda _path, _node: None) -> Node:
+    """The tree below *root* as nodes; of contents only the sizes are right, but *add* is told of each regular file."""
+    return _load(os.fsencode(root), {}, add)
 
 
-def _load(path: bytes, seen: dict[tuple[int, int], Node]) -> Node:
+def _load(path: bytes, seen: dict[tuple[int, int], Node], add: Callable[[bytes, Node], None]) -> Node:
     status = os.lstat(path)
     key = (status.st_dev, status.st_ino)
     if key in seen:
@@ -112,8 +112,9 @@ def _load(path: bytes, seen: dict[tuple[int, int], Node]) -> Node:
     node.xattrs = {os.fsencode(name): os.getxattr(path, name, follow_symlinks=False) for name in names}
     if stat.S_ISREG(status.st_mode):
         node.content = Content(status.st_size, None)
+        add(path, node)
     elif stat.S_ISLNK(status.st_mode):
         node.target = os.readlink(path)
     elif stat.S_ISDIR(status.st_mode):
-        node.children = {name: _load(path + b"/" + name, seen) for name in os.listdir(path)}
+        node.children = {name: _load(path + b"/" + name, seen, add) for name in os.listdir(path)}
     return node

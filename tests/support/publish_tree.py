@@ -1,0 +1,68 @@
+"""Publishes a directory tree in a process of its own, and says what that cost.
+
+Arguments: repository, storage, folder of keys, directory, path in the repository, and of a chunk the least, average
+and most bytes.
+"""
+
+import json
+import os
+import resource
+import sys
+import time
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+
+from fs.format.chunking import ChunkSizes
+from fs.format.tree import Content, Node
+from fs.publish.ingest import Codec, Ingester
+from fs.publish.operations import Graft
+from fs.publish.repository import Repository, Settings
+from tests.support.trees import load
+
+THREADS = 2
+
+
+def add_file(ingester: Ingester, path: bytes) -> Content:
+    """Store a file as it is read."""
+    with open(path, "rb", buffering=0) as stream:
+        size = os.fstat(stream.fileno()).st_size
+        return ingester.add_stream(stream.read, size)
+
+
+def peak_mib() -> int:
+    """Most memory that this process has had so far."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10
+
+
+def main() -> None:
+    """Publish, and print one JSON object."""
+    name, storage, keys, source, path, *sizes = sys.argv[1:]
+    codec = Codec(chunk_sizes=ChunkSizes(*map(int, sizes)))
+    repository = Repository.open(name, storage, Path(keys), settings=Settings(codec=codec))
+    ingester = repository.ingester()
+    began = time.monotonic()
+    with ThreadPoolExecutor(THREADS) as pool:
+        jobs: list[tuple[Node, Future[Content]]] = []
+        tree = load(Path(source), lambda file, node: jobs.append((node, pool.submit(add_file, ingester, file))))
+        for node, job in jobs:
+            node.content = job.result()
+    jobs.clear()
+    ingested, ingest_mib = time.monotonic(), peak_mib()
+    subtree = repository.prepare_subtree(path.encode(), tree)
+    prepared = time.monotonic()
+    commit = repository.commit([Graft(subtree.path, subtree)])
+    facts = {
+        "revision": commit.revision,
+        "entries": subtree.entries,
+        "catalogs": subtree.catalogs,
+        "ingest_s": round(ingested - began, 2),
+        "catalogs_s": round(prepared - ingested, 2),
+        "commit_s": round(time.monotonic() - prepared, 2),
+        "ingest_peak_mib": ingest_mib,
+        "peak_mib": peak_mib(),
+    }
+    print(json.dumps(facts))
+
+
+if __name__ == "__main__":
+    main()

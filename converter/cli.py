@@ -2,7 +2,7 @@
 
 import typer
 
-from converter import convert_cli, farm_cli, images_cli, push_cli
+from converter import convert_cli, farm_cli, images_cli, profile_cli, push_cli
 
 
 def register(app: typer.Typer) -> None:
@@ -10,4 +10,5 @@ def register(app: typer.Typer) -> None:
     convert_cli.register(app)
     farm_cli.register(app)
     images_cli.register(app)
+    profile_cli.register()
     push_cli.register(app)

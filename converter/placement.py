@@ -32,6 +32,7 @@ APPTAINER, PINS, UNNEEDED = OWN + b"/apptainer", OWN + b"/pins", OWN + b"/unneed
 MULTIARCH = b"/.multiarch"
 
 RECORD_LIMIT_BYTES = 1 << 20
+START_PROFILE_LIMIT_BYTES = 64 << 20
 CHANGE_SET_LIMIT_BYTES = 1 << 32
 
 _NESTED = (LAYERS, FLAT, METADATA, OWN, CHAINS, CHANGE_SETS, IMAGES, APPTAINER)
@@ -94,6 +95,11 @@ def chain_path(chain: str) -> bytes:
 def root_image_path(chain: str) -> bytes:
     """The EROFS image that holds the metadata of the root file system of the ChainID *chain*."""
     return chain_path(chain) + b"/rootfs.erofs"
+
+
+def start_profile_path(chain: str) -> bytes:
+    """What a start from the root file system of the ChainID *chain* reads."""
+    return chain_path(chain) + b"/start.json"
 
 
 def linked_flat_path(target: bytes) -> bytes:

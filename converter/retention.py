@@ -250,6 +250,7 @@ def _without_trees(view: "View", needs: Needs, gone: Collection[str]) -> Iterato
         if flat is not None and placement.flat_path(f"sha256:{flat.decode()}").decode() in gone:
             yield Remove(chain + b"/flat")
             yield Remove(chain + b"/rootfs.erofs")
+            yield Remove(chain + b"/start.json")
 
 
 def find_unneeded(view: "View", needs: Needs, grace_s: int, now_unix_s: int) -> Iterator[Unneeded]:

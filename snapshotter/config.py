@@ -48,6 +48,9 @@ class SnapshotterSettings(BaseSettings):
     )
 
     rootfs: RootForm = Field(RootForm.AUTO, description="How root file systems are given to containers.")
+    start_profiles: bool = Field(
+        default=True, description="Have the mount fetch what an earlier start of an image read, when it is asked for."
+    )
 
     @field_validator("mountpoint", "address", "root")
     @classmethod

@@ -22,6 +22,7 @@ from snapshotter.mounts import OverlayTraits
 from snapshotter.operations import Snapshotter
 from snapshotter.root_images import RootImages, decide
 from snapshotter.service import SnapshotsService
+from snapshotter.start_profiles import ProfiledLayers
 
 _log = structlog.get_logger()
 MESSAGE_LIMIT_BYTES = 16 * 1024 * 1024  # containerd's own limit in both directions
@@ -45,11 +46,12 @@ async def serve(settings: SnapshotterSettings) -> None:
     with directories.lock():
         metastore = Metastore(directories.metadata)
         try:
-            layers = CvmfsLayers(
+            repository = CvmfsLayers(
                 settings.mountpoint,
                 timeout_s=settings.layer_timeout_s,
                 by_layer_digest=settings.by_layer_digest,
             )
+            layers = ProfiledLayers(repository, settings.mountpoint) if settings.start_profiles else repository
             traits = overlay_traits()
             decision = decide(settings.rootfs, directories.scratch, traits)
             decision.store(directories.form)

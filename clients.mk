@@ -53,5 +53,5 @@ $(CLIENTS)/docker/usr/sbin/dockerd:
 	mirror=$$(sed -n 's/^URIs: *//p' /etc/apt/sources.list.d/debian.sources 2>/dev/null | head -n 1); \
 	  echo "deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] $${mirror:-http://deb.debian.org/debian} $(DOCKER_SUITE) main" > $(APT)/sources.list
 	$(APT_GET) update
-	cd $(APT)/cache/archives && $(APT_GET) download docker.io docker-cli containerd runc
+	cd $(APT)/cache/archives && $(APT_GET) download docker.io docker-cli containerd
 	for package in $(APT)/cache/archives/*.deb; do dpkg-deb -x $$package $(CLIENTS)/docker; done

@@ -6,6 +6,7 @@ Source: Container Storage Interface, "Identity Service RPC" and "Node Service RP
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from importlib import metadata
+from pathlib import Path
 from typing import TypeVar
 
 import grpc
@@ -110,7 +111,7 @@ class NodeService(stubs.NodeServicer):  # type: ignore[misc]  # generated code h
         """How large a volume is, and whether it can be read."""
         async with _translated(context, "NodeGetVolumeStats", request.volume_id):
             required(request.volume_id, "volume_id")
-            target = required_path(request.volume_path, "volume_path")
+            target = Path(required(request.volume_path, "volume_path"))  # one that is not absolute is no volume
             usage = await self._run(lambda: self._volumes.usage(target))
             kinds = messages.VolumeUsage.Unit
             return messages.NodeGetVolumeStatsResponse(

@@ -1,11 +1,12 @@
 """A machine that runs containers: a real containerd with the snapshotter as its proxy plugin."""
 
+import os
 import platform
 import re
 import subprocess
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from tests.support.processes import require_root, require_tool, running, unmount_below, wait_until
@@ -13,29 +14,71 @@ from tests.support.snapshotter import UNPACKD, FakeRepository, Service, Snapshot
 
 PLUGIN = "cvmfs-snapshotter"
 ARCHITECTURE = {"x86_64": "amd64", "aarch64": "arm64"}.get(platform.machine(), platform.machine())
-_UNUSED = ("btrfs", "zfs", "devmapper", "aufs")
-_WITHOUT_CRI = 'disabled_plugins = [{disabled}, "io.containerd.grpc.v1.cri"]'
-_WITH_CRI = """disabled_plugins = [{disabled}]
-[plugins."io.containerd.grpc.v1.cri"]
-  restrict_oom_score_adj = true
-  sandbox_image = "{sandbox}"
-  [plugins."io.containerd.grpc.v1.cri".containerd]
-    snapshotter = "{plugin}"
-    disable_snapshot_annotations = false
-"""
-_CONFIG = """version = 2
+SNIPPETS = Path(__file__).parent.parent.parent / "deploy" / "containerd"
+_ADDRESS = "/run/unpackd-snapshotter/unpackd-snapshotter.sock"
+_ROOT = "/var/lib/unpackd-snapshotter"
+_UNUSED = ("btrfs", "zfs", "devmapper", "aufs", "blockfile")
+_MACHINE = """version = {version}
 root = "{folder}/root"
 state = "{folder}/state"
-{plugins}
+disabled_plugins = [{disabled}]
 [grpc]
   address = "{folder}/c.sock"
-[proxy_plugins.{plugin}]
-  type = "snapshot"
-  address = "{address}"
-[[plugins."io.containerd.transfer.v1.local".unpack_config]]
-  platform = "linux/{architecture}"
-  snapshotter = "{plugin}"
 """
+_PODS = {
+    1: """[plugins."io.containerd.grpc.v1.cri"]
+  restrict_oom_score_adj = true
+  sandbox_image = "{sandbox}"
+""",
+    2: """[plugins."io.containerd.cri.v1.runtime"]
+  restrict_oom_score_adj = true
+[plugins."io.containerd.cri.v1.images".pinned_images]
+  sandbox = "{sandbox}"
+""",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Programs:
+    """Which containerd is used: that in a folder, or the machine's own."""
+
+    folder: Path | None = None
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """With it, containerd finds its shim."""
+        return {} if self.folder is None else {"PATH": f"{self.folder}:{os.environ['PATH']}"}
+
+    def path(self, name: str) -> str:
+        return name if self.folder is None else str(self.folder / name)
+
+    @property
+    def release(self) -> tuple[int, int]:
+        """The first two numbers of its version."""
+        told = subprocess.run([self.path("containerd"), "--version"], check=True, capture_output=True, text=True)
+        found = re.search(r" v?(\d+)\.(\d+)\.\d", told.stdout)
+        assert found is not None, told.stdout
+        return int(found[1]), int(found[2])
+
+
+def configuration(folder: Path, service: Service, release: tuple[int, int], sandbox: str | None) -> str:
+    """What ``deploy/containerd`` says for the release, with the paths of a test, and what this machine needs besides.
+
+    Without *sandbox*, pods cannot be run.
+    """
+    name = "2" if release[0] > 1 else ".".join(map(str, release))
+    snippet = (SNIPPETS / f"{name}.toml").read_text()
+    version, sign, snippet = snippet.partition("\n[")
+    given = re.search(r"^version = (\d)", version, re.MULTILINE)
+    assert given is not None
+    for theirs, ours in ((_ADDRESS, service.address), (_ROOT, service.root), ("linux/amd64", f"linux/{ARCHITECTURE}")):
+        snippet = snippet.replace(f'"{theirs}"', f'"{ours}"')
+    disabled = [f'"io.containerd.snapshotter.v1.{unused}"' for unused in _UNUSED]
+    if sandbox is None and release[0] == 1:
+        disabled.append('"io.containerd.grpc.v1.cri"')
+    machine = _MACHINE.format(version=given[1], folder=folder, disabled=", ".join(disabled))
+    pods = "" if sandbox is None else _PODS[1 if release[0] == 1 else 2].format(sandbox=sandbox)
+    return machine + pods + sign + snippet
 
 
 @dataclass(slots=True)
@@ -47,6 +90,7 @@ class Node:
     repository: FakeRepository
     client: SnapshotsClient
     stack: ExitStack
+    programs: Programs = field(default_factory=Programs)
     containerd: "subprocess.Popen[bytes] | None" = None
 
     @property
@@ -56,11 +100,10 @@ class Node:
     @property
     def version(self) -> tuple[int, ...]:
         """Version of containerd: the first two numbers."""
-        told = self.ctr("version").stdout.partition("Server:")[2]
-        return tuple(int(number) for number in re.findall(r"\d+", told)[:2])
+        return self.programs.release
 
     def ctr(self, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
-        command = ["ctr", "--address", str(self.socket), *arguments]
+        command = [self.programs.path("ctr"), "--address", str(self.socket), *arguments]
         done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=60)
         assert done.returncode == 0 or not check, f"{command}: {done.stderr}"
         return done
@@ -88,9 +131,18 @@ class Node:
 
     def start_containerd(self) -> None:
         """Start containerd and wait until it answers."""
-        command = ["containerd", "--config", self.folder / "config.toml"]
-        self.containerd = self.stack.enter_context(running(command, self.folder / "containerd.log"))
+        command = [self.programs.path("containerd"), "--config", self.folder / "config.toml"]
+        log = self.folder / "containerd.log"
+        started = running(command, log, environment=self.programs.environment)
+        self.containerd = self.stack.enter_context(started)
         wait_until(lambda: self.ctr("version", check=False).returncode == 0, "the start of containerd")
+
+    def remove(self, name: str) -> None:
+        """End a container and forget it."""
+        self.ctr("tasks", "kill", "--signal", "SIGKILL", name)
+        wait_until(lambda: "STOPPED" in self.ctr("tasks", "ls").stdout, "the end of the container")
+        self.ctr("tasks", "rm", name)
+        self.ctr("containers", "rm", name)
 
     def run(self, image: str, name: str, *command: str, snapshotter: str = PLUGIN) -> str:
         """Run a container to its end; gives what it printed."""
@@ -98,7 +150,14 @@ class Node:
 
 
 @contextmanager
-def running_node(folder: Path, repository: FakeRepository, *options: str, sandbox: str | None = None) -> Iterator[Node]:
+def running_node(
+    folder: Path,
+    repository: FakeRepository,
+    *options: str,
+    sandbox: str | None = None,
+    programs: Programs | None = None,
+    settings: str = "",
+) -> Iterator[Node]:
     """One node below *folder*; what it has mounted is unmounted afterwards.
 
     Args:
@@ -106,21 +165,21 @@ def running_node(folder: Path, repository: FakeRepository, *options: str, sandbo
         repository: the directory at which images are.
         options: more options of the snapshotter.
         sandbox: image for the sandboxes of pods; None for a containerd without CRI.
+        programs: which containerd.
+        settings: more of its configuration.
     """
     require_root()
-    require_tool("containerd", "ctr", "runc")
+    require_tool("runc")
+    if programs is None:
+        require_tool("containerd", "ctr")
+    programs = programs or Programs()
     service = Service(folder / "s", repository.root, options)
     service.folder.mkdir()
-    disabled = ", ".join(f'"io.containerd.snapshotter.v1.{name}"' for name in _UNUSED)
-    plugins = (_WITHOUT_CRI if sandbox is None else _WITH_CRI).format(disabled=disabled, sandbox=sandbox, plugin=PLUGIN)
-    (folder / "config.toml").write_text(
-        _CONFIG.format(
-            folder=folder, plugins=plugins, plugin=PLUGIN, address=service.address, architecture=ARCHITECTURE
-        )
-    )
+    text = configuration(folder, service, programs.release, sandbox)
+    (folder / "config.toml").write_text(text + settings)
     with ExitStack() as stack:
         client = stack.enter_context(service.started())
         stack.callback(unmount_below, folder)
-        node = Node(folder, service, repository, client, stack)
+        node = Node(folder, service, repository, client, stack, programs)
         node.start_containerd()
         yield node

@@ -17,7 +17,8 @@ def push(  # its options
     source: Annotated[
         str,
         typer.Argument(
-            help="registry/repo:tag, fetched by the service; oci:DIR[:TAG], oci-archive:FILE, docker-archive:FILE[:REF]"
+            help="registry/repo:tag, fetched by the service; oci:DIR[:TAG], oci-archive:FILE, "
+            "docker-archive:FILE[:REF], or a tar of a root file system"
         ),
     ],
     name: Annotated[

@@ -1,4 +1,4 @@
-"""The status page, for people: rendered here, without scripts."""
+"""The status page, for people: rendered here; one script keeps it up to date where scripts are allowed."""
 
 import time
 from pathlib import Path
@@ -42,6 +42,7 @@ class Pages:
             Route("/", self.overview),
             Route("/images/{reference:path}", self.image),
             Route("/static/style.css", self.style),
+            Route("/static/live.js", self.script),
         ]
 
     def overview(self, request: Request) -> Response:
@@ -75,6 +76,10 @@ class Pages:
     def style(self, _request: Request) -> Response:
         """The style sheet."""
         return FileResponse(_FOLDER / "static" / "style.css", media_type="text/css")
+
+    def script(self, _request: Request) -> Response:
+        """What keeps an open page up to date."""
+        return FileResponse(_FOLDER / "static" / "live.js", media_type="text/javascript")
 
     def _page(self, template: str, *, status: int = 200, **values: object) -> Response:
         now = time.time()

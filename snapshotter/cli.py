@@ -30,6 +30,7 @@ def run_snapshotter(
     address: Annotated[Path | None, typer.Option(help="Socket to listen at.")] = None,
     root: Annotated[Path | None, typer.Option(help="Directory for writable layers and the database.")] = None,
     mountpoint: Annotated[Path | None, typer.Option(help="Where the repository is mounted.")] = None,
+    metrics: Annotated[str | None, typer.Option(metavar="HOST:PORT", help="Figures for Prometheus.")] = None,
 ) -> None:
     """Serve containerd's proxy plugin: image layers from a mounted repository.
 
@@ -42,7 +43,8 @@ def run_snapshotter(
     from snapshotter.server import serve
 
     with command_errors():
-        settings = load_settings(config, {"address": address, "root": root, "mountpoint": mountpoint})
+        flags = {"address": address, "root": root, "mountpoint": mountpoint, "metrics": metrics}
+        settings = load_settings(config, flags)
         configure_logging()
         anyio.run(serve, settings)
 

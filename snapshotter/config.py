@@ -6,9 +6,9 @@ import tomllib
 from collections.abc import Mapping
 from enum import StrEnum
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
-from pydantic import Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from snapshotter.errors import ConfigurationError
@@ -32,12 +32,34 @@ class RootForm(StrEnum):
     """The tree in the mounted repository."""
 
 
+class RepositorySettings(BaseModel):
+    """One of several repositories."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    mountpoint: Path = Field(description="Where it is mounted.")
+    name: str = Field("", pattern=r"[\w.-]*", description="What snapshots remember it by; default: of the mount point.")
+    prefixes: tuple[str, ...] = Field((), description="Beginnings of names of images for which it is asked first.")
+    by_layer_digest: bool = Field(default=False, description="As the setting of this name for the first.")
+
+    @field_validator("mountpoint")
+    @classmethod
+    def _absolute(cls, path: Path) -> Path:
+        return path.absolute()
+
+    @property
+    def label(self) -> str:
+        """Its name."""
+        return self.name or self.mountpoint.name
+
+
 class SnapshotterSettings(BaseSettings):
     """Everything that can be set."""
 
     model_config = SettingsConfigDict(env_prefix="UNPACKD_SNAPSHOTTER_", extra="forbid", frozen=True)
 
-    mountpoint: Path = Field(description="Where the repository is mounted.")
+    mountpoint: Path | None = Field(None, description="Where the repository is mounted.")
+    repositories: tuple[RepositorySettings, ...] = Field((), description="Others, asked in this order after it.")
     address: Path = Field(DEFAULT_ADDRESS, description="Socket that containerd's proxy_plugins entry names.")
     root: Path = Field(DEFAULT_ROOT, description="Directory for writable layers and the database.")
     layer_timeout_s: float = Field(5.0, gt=0, le=60, description="Limit of one look at the repository.")
@@ -52,11 +74,32 @@ class SnapshotterSettings(BaseSettings):
         default=True, description="Have the mount fetch what an earlier start of an image read, when it is asked for."
     )
 
+    metrics: str = Field("", pattern=r"(.+:\d+)?", description="HOST:PORT for figures; none by default.")
+    count_served: bool = Field(
+        default=True,
+        description="Say of a served layer what it holds. False: nothing, for kubelets that would evict images.",
+    )
+
     @field_validator("mountpoint", "address", "root")
     @classmethod
-    def _absolute(cls, path: Path) -> Path:
+    def _absolute(cls, path: Path | None) -> Path | None:
         """Paths are given to other processes, so they must not depend on the working directory."""
-        return path.absolute()
+        return None if path is None else path.absolute()
+
+    @model_validator(mode="after")
+    def _has_repositories(self) -> Self:
+        labels = [repository.label for repository in self.repositories]
+        if self.mountpoint is None and not labels:
+            raise ValueError("mountpoint is not set")
+        if len(set(labels)) < len(labels) or "" in labels:
+            raise ValueError("repositories need names that differ")
+        return self
+
+    @property
+    def mountpoints(self) -> tuple[Path, ...]:
+        """Where repositories are mounted, in the order in which they are asked."""
+        first = () if self.mountpoint is None else (self.mountpoint,)
+        return (*first, *(repository.mountpoint for repository in self.repositories))
 
     @classmethod
     def settings_customise_sources(
@@ -72,7 +115,7 @@ class SnapshotterSettings(BaseSettings):
         return (init_settings, env_settings)
 
 
-def load_settings(file: Path | None, flags: Mapping[str, Path | None]) -> SnapshotterSettings:
+def load_settings(file: Path | None, flags: Mapping[str, Path | str | None]) -> SnapshotterSettings:
     """Settings from *flags*, the environment and *file*, in this order.
 
     Args:
@@ -91,8 +134,10 @@ def load_settings(file: Path | None, flags: Mapping[str, Path | None]) -> Snapsh
     except ValidationError as error:
         first = error.errors()[0]
         name = ".".join(str(part) for part in first["loc"])
-        if first["type"] == "missing":
-            raise ConfigurationError(f"{name} is not set: give --{name} or {name} = … in [{_TABLE}]") from error
+        if not name:
+            advice = "; give --mountpoint, or mountpoint = … or repositories" if "not set" in first["msg"] else ""
+            message = first["msg"].removeprefix("Value error, ")
+            raise ConfigurationError(f"{message}{advice} in [{_TABLE}]") from error
         raise ConfigurationError(f"{name}: {first['msg']}") from error
 
 

@@ -16,10 +16,12 @@ from snapshotter.errors import LayerUnavailableError
 from snapshotter.filesystem import FoundLayer, RootImage
 from snapshotter.hanging import PatientThreads, ThreadsExhaustedError
 from snapshotter.labels import RootOwner, WantedLayer
-from snapshotter.snapshots import LayerSource, SourceKind, sha256_digits
+from snapshotter.snapshots import LayerSource, SourceKind, Usage, sha256_digits
 
 _T = TypeVar("_T")
 _ABSENT = (errno.ENOENT, errno.ENOTDIR)
+_COUNTERS = "user.catalog_counters"
+_KINDS = ("regular", "symlink", "special", "dir")
 _PREFIX_LENGTH = 2
 _THREADS = 16
 
@@ -49,6 +51,22 @@ class CvmfsLayers:
         if not sources:
             return ()
         return await self._timed(lambda: self._check(sources), self._mountpoint)
+
+    async def measure(self, source: LayerSource) -> Usage | None:
+        """See LayerFilesystem.measure: the counters of the catalog that begins at the layer."""
+        try:
+            return await self._timed(lambda: self._measure(source), self._mountpoint)
+        except LayerUnavailableError:
+            return None
+
+    def _measure(self, source: LayerSource) -> Usage | None:
+        place = LayerSource(SourceKind.CHAIN_LAYER, source.hex) if source.kind is SourceKind.CHAIN_FLAT else source
+        real = os.path.realpath(self.path(place))
+        try:
+            text = os.getxattr(real, _COUNTERS).decode("ascii", "replace")
+        except OSError:
+            return None
+        return usage_of_counters(text, "/" + os.path.relpath(real, os.path.realpath(self._mountpoint)))
 
     def path(self, source: LayerSource) -> PurePath:
         """See LayerFilesystem.path."""
@@ -138,6 +156,22 @@ class CvmfsLayers:
             raise LayerUnavailableError(str(path), "earlier calls still hang") from error
         except TimeoutError as error:
             raise LayerUnavailableError(str(path), f"no answer within {self._timeout_s:g} s") from error
+
+
+def usage_of_counters(text: str, path: str) -> Usage | None:
+    """Bytes and inodes below *path* if *text*, a catalog's counters, is of the catalog that begins there."""
+    values: dict[str, str] = {}
+    for line in text.splitlines():
+        name, separator, value = line.partition("," if "," in line else ":")
+        if separator:
+            values[name.strip()] = value.strip()
+    try:
+        if values["catalog_mountpoint"] != path:
+            return None
+        inodes = sum(int(values[kind]) for kind in _KINDS) - int(values["nested"])  # their roots count twice
+        return Usage(size_bytes=int(values["file_size"]), inodes=max(1, inodes))
+    except (KeyError, ValueError):
+        return None
 
 
 def _parent_of(chain: Path) -> str | None:

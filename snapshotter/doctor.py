@@ -5,6 +5,7 @@ import platform
 import re
 import shutil
 import subprocess
+import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ _TIMEOUT_S = 20.0
 _SNAPSHOTTER_TYPE = "io.containerd.snapshotter.v1"
 _METADATA_ONLY_KERNEL = (6, 5)
 _OLDEST_CONTAINERD = (1, 6)
+_MAPPING_SCRIPT = "import sys, pathlib, fs.rootfs.idmapping as i; i.try_mapping(pathlib.Path(sys.argv[1]))"
 _MOUNT_SCRIPT = 'mount -t overlay overlay -o "$1" "$2" && ls "$2"'
 
 
@@ -53,7 +55,7 @@ async def examine(*, containerd: Path, plugin: str, mountpoint: Path | None, roo
     checks.append(_root_file_systems(root))
     checks += await _containerd(containerd, plugin)
     if mountpoint is not None:
-        checks.append(_repository(mountpoint))
+        checks += [_repository(mountpoint), _sharing(mountpoint), _mapping(mountpoint)]
     return tuple(checks)
 
 
@@ -192,6 +194,28 @@ def _repository(mountpoint: Path) -> Check:
         found=done.stderr.strip(),
         advice="mount it with unpackd mount, and convert an image into it",
     )
+
+
+def _sharing(mountpoint: Path) -> Check:
+    """Whether images of the repository share the page cache."""
+    name = f"page cache of {mountpoint}"
+    if _ran(["ls", f"{mountpoint}/.unpackd/content"]).returncode == 0:
+        found = "files with the same bytes are in memory once, whatever image they are read through"
+        return Check(name=name, verdict=Verdict.OK, found=found)
+    advice = "containers work; mount the repository with unpackd mount to have what images share in memory once"
+    return Check(name=name, verdict=Verdict.LIMITED, found="each image has its own copy in memory", advice=advice)
+
+
+def _mapping(mountpoint: Path) -> Check:
+    """Whether pods with user namespaces can be served without a copy."""
+    name = f"mapped owners of {mountpoint}"
+    done = _ran([sys.executable, "-c", _MAPPING_SCRIPT, str(mountpoint)])
+    if done.returncode == 0:
+        found = 'can be mapped: capabilities = ["remap-ids"] may be set for the plugin in containerd\'s configuration'
+        return Check(name=name, verdict=Verdict.OK, found=found)
+    reason = done.stderr.strip().splitlines()[-1] if done.stderr.strip() else "refused"
+    advice = "leave the capability remap-ids out; Linux 6.12 and unpackd mount --frontend wire have it"
+    return Check(name=name, verdict=Verdict.LIMITED, found=reason.rpartition("MountingError: ")[2], advice=advice)
 
 
 def _tried(options: Callable[[Path], str]) -> str | None:

@@ -72,6 +72,16 @@ class LayerUnavailableError(SnapshotterError):
         self.reason = reason
 
 
+class CannotMapError(SnapshotterError):
+    """A container with mapped IDs over a file system whose owners cannot be mapped."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(
+            f"the container's IDs cannot be mapped: {reason}; mount the repository with --frontend wire on Linux 6.12"
+            " or newer, or take the capability remap-ids out of containerd's configuration",
+        )
+
+
 class StateError(SnapshotterError):
     """The snapshotter's own directory is not in a state in which it may be used."""
 

@@ -6,7 +6,7 @@ from pathlib import Path, PurePath
 from typing import Protocol
 
 from snapshotter.labels import RootOwner, WantedLayer
-from snapshotter.snapshots import LayerSource
+from snapshotter.snapshots import LayerSource, Usage
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,7 +31,10 @@ class RootImage:
 
 
 class LayerFilesystem(Protocol):
-    """Finds layers and says where they are. Every call ends within the implementation's time limit."""
+    """Finds layers and says where they are. Every call ends within the implementation's time limit.
+
+    A source that belongs to no repository that is known is a LayerUnavailableError.
+    """
 
     async def find(self, wanted: WantedLayer) -> FoundLayer | None:
         """The layer if it can be served now; None if it is not there.
@@ -55,4 +58,8 @@ class LayerFilesystem(Protocol):
 
     def root_image(self, source: LayerSource) -> RootImage | None:
         """The metadata image of a layer, which need not be there; None if layers of this kind have none."""
+        ...
+
+    async def measure(self, source: LayerSource) -> Usage | None:
+        """What the layer alone holds, as the repository's metadata says; None if they do not say it now."""
         ...

@@ -33,6 +33,7 @@ class WantedLayer:
     reference: str
     chain_digits: str
     layer_digits: str | None  # None: not said, or not a digest
+    image: str = ""  # its name, if it is said; anybody may have said it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,7 +81,9 @@ def wanted_layer(labels: Mapping[str, str]) -> WantedLayer | None:
     if digits is None:
         return None
     layer = sha256_digits(labels.get(CRI_LAYER_DIGEST, ""))
-    return WantedLayer(reference=reference, chain_digits=digits, layer_digits=layer)
+    return WantedLayer(
+        reference=reference, chain_digits=digits, layer_digits=layer, image=labels.get(CRI_IMAGE_REF, "")
+    )
 
 
 def mapped_root(labels: Mapping[str, str]) -> RootOwner | None:

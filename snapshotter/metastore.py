@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from snapshotter.errors import SnapshotNotFoundError, StateError
-from snapshotter.labels import SNAPSHOT_REF
+from snapshotter.labels import CRI_IMAGE_REF, SNAPSHOT_REF
 from snapshotter.snapshots import Info, Kind, LayerSource, Snapshot, SourceKind, Usage
 
 _VERSION = 1
@@ -58,6 +58,17 @@ WITH RECURSIVE below (number) AS (
     WHERE snapshot.parent IS NOT NULL AND (snapshot.source IS NULL OR snapshot.source NOT LIKE :whole)
 )
 SELECT number, source FROM below JOIN snapshot USING (number) WHERE source LIKE :whole
+"""
+
+
+_SOURCES_IN_USE = """
+WITH RECURSIVE below (number) AS (
+    SELECT parent FROM snapshot WHERE kind <> :committed AND parent IS NOT NULL
+    UNION
+    SELECT snapshot.parent FROM below JOIN snapshot USING (number)
+    WHERE snapshot.parent IS NOT NULL AND (snapshot.source IS NULL OR snapshot.source NOT LIKE :whole)
+)
+SELECT source, labels FROM below JOIN snapshot USING (number) WHERE source IS NOT NULL
 """
 
 
@@ -110,6 +121,12 @@ class Reading:
         """The whole root file systems on which Active snapshots and Views stand, by the numbers of their snapshots."""
         values = {"committed": Kind.COMMITTED, "whole": f"{SourceKind.CHAIN_FLAT}:%"}
         return {number: LayerSource.parse(source) for number, source in self._connection.execute(_ROOTS_IN_USE, values)}
+
+    def sources_in_use(self) -> dict[LayerSource, str]:
+        """The remote layers on which Active snapshots and Views stand, with the names of images that were said."""
+        values = {"committed": Kind.COMMITTED, "whole": f"{SourceKind.CHAIN_FLAT}:%"}
+        rows = self._connection.execute(_SOURCES_IN_USE, values)
+        return {LayerSource.parse(source): json.loads(labels).get(CRI_IMAGE_REF, "") for source, labels in rows}
 
     def _one(self, query: str, *values: object) -> Snapshot | None:
         row = self._connection.execute(query, values).fetchone()

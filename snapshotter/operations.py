@@ -4,10 +4,9 @@ State is changed in one write transaction of the metastore, in a worker thread t
 call that is cancelled is done or undone. The repository is looked at before that, never inside.
 """
 
-import hashlib
 import threading
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar, TypeVarTuple
 
@@ -17,13 +16,11 @@ import structlog
 
 from snapshotter.directories import Directories
 from snapshotter.errors import LayerUnavailableError, TargetAvailableError
-from snapshotter.filesystem import FoundLayer, LayerFilesystem
+from snapshotter.figures import Figures
+from snapshotter.filesystem import LayerFilesystem
 from snapshotter.filters import parse_filters
+from snapshotter.idmapping import IdMapping
 from snapshotter.labels import (
-    GID_MAPPING,
-    PARENT_CHAIN_ID,
-    SNAPSHOT_REF,
-    UID_MAPPING,
     RootOwner,
     WantedLayer,
     mapped_root,
@@ -31,8 +28,10 @@ from snapshotter.labels import (
     updated_labels,
     wanted_layer,
 )
-from snapshotter.metastore import Metastore, Reading
+from snapshotter.metastore import Metastore
 from snapshotter.mounts import Mount, OverlayTraits, active_mounts, view_mounts
+from snapshotter.pinning import Pinner
+from snapshotter.placing import Stack, check_place, fits, free_name, id_mapping, is_offered
 from snapshotter.root_images import RootImages
 from snapshotter.snapshots import (
     Info,
@@ -44,10 +43,8 @@ from snapshotter.snapshots import (
     check_free,
     check_mountable,
     check_name,
-    check_parent,
     check_rebase,
     check_removable,
-    stands_on,
 )
 
 _log = structlog.get_logger()
@@ -56,36 +53,6 @@ _Arguments = TypeVarTuple("_Arguments")
 _PAGE = 100
 _THREADS = 16
 _NOTHING = Usage(size_bytes=0, inodes=0)
-
-
-@dataclass(frozen=True, slots=True)
-class _Stack:
-    """The snapshots whose content lies below a new one, uppermost first."""
-
-    members: tuple[Snapshot, ...]
-
-    @classmethod
-    def below(cls, chain: Sequence[Snapshot]) -> "_Stack":
-        """From a chain, uppermost first: nothing below a whole root file system is needed."""
-        members: list[Snapshot] = []
-        for snapshot in chain:
-            members.append(snapshot)
-            if snapshot.source is not None and snapshot.source.is_whole:
-                break
-        return cls(tuple(members))
-
-    @property
-    def sources(self) -> tuple[LayerSource, ...]:
-        """The members that lie in the repository."""
-        return tuple(member.source for member in self.members if member.source is not None)
-
-    @property
-    def whole(self) -> tuple[int, LayerSource] | None:
-        """Number and place of the whole root file system at the bottom, if there is one."""
-        if not self.members:
-            return None
-        lowest = self.members[-1]
-        return (lowest.number, lowest.source) if lowest.source is not None and lowest.source.is_whole else None
 
 
 class Snapshotter:
@@ -98,6 +65,9 @@ class Snapshotter:
         traits: options of overlay mounts on this machine.
         now_ns: the clock.
         images: metadata images of root file systems; None if they are not used on this machine.
+        pinner: tells the mounts what is in use.
+        figures: counts layers that are asked for.
+        count_served: say of a served layer what it holds.
     """
 
     def __init__(  # noqa: PLR0913  # collaborators, all by name
@@ -109,6 +79,9 @@ class Snapshotter:
         traits: OverlayTraits,
         now_ns: Callable[[], int],
         images: RootImages | None = None,
+        pinner: Pinner | None = None,
+        figures: Figures | None = None,
+        count_served: bool = True,
     ) -> None:
         self._directories = directories
         self._metastore = metastore
@@ -116,6 +89,10 @@ class Snapshotter:
         self._traits = traits
         self._now_ns = now_ns
         self._images = images
+        self._pinner = pinner
+        self._figures = figures or Figures()
+        self._count_served = count_served
+        self._id_mapping = IdMapping()
         self._limiter = anyio.CapacityLimiter(_THREADS)
 
     async def prepare(self, key: str, parent: str, labels: Mapping[str, str]) -> tuple[Mount, ...]:
@@ -143,15 +120,15 @@ class Snapshotter:
             SnapshotNotFoundError, WrongKindError: as the names say.
         """
 
-        def look() -> tuple[Snapshot, _Stack]:
+        def look() -> tuple[Snapshot, Stack]:
             with self._metastore.reading() as rows:
                 snapshot = check_mountable(rows.find(key), key)
-                return snapshot, _Stack.below(rows.chain(snapshot.info.parent))
+                return snapshot, Stack.below(rows.chain(snapshot.info.parent))
 
         snapshot, stack = await self._blocking(look)
         await self._layers.check(stack.sources)
-        root = await self._mounted_root(snapshot.info.labels, stack)
-        return await self._blocking(self._mounts, snapshot, stack, root)
+        lowers = await self._lowers(snapshot.info.labels, stack)
+        return self._mounts(snapshot, lowers)
 
     async def commit(self, name: str, key: str, parent: str, labels: Mapping[str, str]) -> None:
         """Turn the Active snapshot *key* into the Committed one *name*.
@@ -234,7 +211,7 @@ class Snapshotter:
             after = page[-1].number
 
     async def usage(self, key: str) -> Usage:
-        """Disk space of a snapshot without its parents; nothing for what lies in the repository.
+        """Disk space of a snapshot without its parents; of what lies in the repository, what the layer holds.
 
         What is Committed is measured once, when somebody asks first: Commit itself has to be fast.
 
@@ -247,6 +224,8 @@ class Snapshotter:
                 return rows.get(key)
 
         snapshot = await self._blocking(look)
+        if snapshot.source is not None:
+            return await self._usage_of_served(snapshot, snapshot.source)
         if snapshot.usage is not None:
             return snapshot.usage
         cancelled = threading.Event()
@@ -265,6 +244,17 @@ class Snapshotter:
             await self._blocking(self._store_usage, snapshot.number, usage)
         return usage
 
+    async def _usage_of_served(self, snapshot: Snapshot, source: LayerSource) -> Usage:
+        if not self._count_served:
+            return _NOTHING
+        if snapshot.usage is not None and snapshot.usage != _NOTHING:
+            return snapshot.usage
+        usage = await self._layers.measure(source)
+        if usage is None:
+            return _NOTHING
+        await self._blocking(self._store_usage, snapshot.number, usage)
+        return usage
+
     async def cleanup(self) -> None:
         """Delete the data of removed snapshots and what crashes have left."""
 
@@ -280,6 +270,8 @@ class Snapshotter:
 
         garbage = await self._blocking(set_aside)
         await self._blocking(self._directories.delete, garbage)
+        if self._pinner is not None:
+            await self._pinner.tell()
 
     async def _serve(self, key: str, parent: str, labels: dict[str, str], wanted: WantedLayer) -> None:
         """Raise TargetAvailableError if the repository has the layer; return if it is to be unpacked as usual.
@@ -290,8 +282,9 @@ class Snapshotter:
 
         def look() -> Snapshot | None:
             with self._metastore.reading() as rows:
-                above = _check_place(rows, key, parent)
-                if _is_offered(rows, wanted, parent):
+                above = check_place(rows, key, parent)
+                if is_offered(rows, wanted, parent):
+                    self._figures.layers["there already"] += 1
                     raise TargetAvailableError(wanted.reference)
                 return above
 
@@ -300,36 +293,41 @@ class Snapshotter:
             found = await self._layers.find(wanted)
         except LayerUnavailableError as error:
             log.warning("layer_not_reachable", path=error.path, reason=error.reason)
+            self._figures.layers["not reachable"] += 1
             return
         if found is None:
             log.info("layer_absent")
+            self._figures.layers["absent"] += 1
             return
-        if not _fits(found, above, labels):
+        if not fits(found, above, labels):
+            self._figures.layers["on another parent"] += 1
             log.info("layer_stands_on_another_parent", parent_chain=found.parent_chain_id)
             return
 
         def offer() -> bool:
             with self._metastore.writing() as rows:
-                _check_place(rows, key, parent)
-                if _is_offered(rows, wanted, parent):
+                check_place(rows, key, parent)
+                if is_offered(rows, wanted, parent):
                     return True
                 if any(row.info.parent == parent for row in rows.with_reference(wanted.reference) if row.source):
                     return False  # other content under that ChainID: containerd could not tell them apart
                 now_ns = self._now_ns()
                 info = Info(
-                    name=_free_name(rows, wanted.reference, parent),
+                    name=free_name(rows, wanted.reference, parent),
                     parent=parent,
                     kind=Kind.COMMITTED,
                     created_ns=now_ns,
                     updated_ns=now_ns,
                     labels=labels,
                 )
-                rows.insert(info, source=found.source, usage=_NOTHING)
+                rows.insert(info, source=found.source)
                 return True
 
         if await self._blocking(offer):
             log.info("layer_served", source=str(found.source))
+            self._figures.layers["served"] += 1
             raise TargetAvailableError(wanted.reference)
+        self._figures.layers["conflicting"] += 1
         log.warning("layer_conflicts")
 
     async def _create(self, kind: Kind, key: str, parent: str, labels: Mapping[str, str]) -> tuple[Mount, ...]:
@@ -337,15 +335,15 @@ class Snapshotter:
         kept = stored_labels(labels)
         mapped = mapped_root(kept)
 
-        def look() -> _Stack:
+        def look() -> Stack:
             with self._metastore.reading() as rows:
-                _check_place(rows, key, parent)
-                return _Stack.below(rows.chain(parent))
+                check_place(rows, key, parent)
+                return Stack.below(rows.chain(parent))
 
-        def make(checked: _Stack, owner: RootOwner | None) -> Snapshot | None:
+        def make(checked: Stack, owner: RootOwner | None) -> Snapshot | None:
             with self._metastore.writing() as rows:
-                _check_place(rows, key, parent)
-                if _Stack.below(rows.chain(parent)) != checked:
+                check_place(rows, key, parent)
+                if Stack.below(rows.chain(parent)) != checked:
                     return None
                 now_ns = self._now_ns()
                 info = Info(name=key, parent=parent, kind=kind, created_ns=now_ns, updated_ns=now_ns, labels=kept)
@@ -358,36 +356,52 @@ class Snapshotter:
             owners = await self._layers.check(stack.sources)
             top_is_remote = bool(stack.members) and stack.members[0].source is not None
             owner = owners[0] if top_is_remote else None
-            await self._mounted_root(kept, stack)  # what may take long is done before there is a row
+            await self._lowers(kept, stack)  # what may take long, or be refused, is done before there is a row
             snapshot = await self._blocking(make, stack, owner)
             if snapshot is not None:  # None: the parent was replaced meanwhile by another one of its name
-                root = await self._mounted_root(snapshot.info.labels, stack)
-                return await self._blocking(self._mounts, snapshot, stack, root)
+                lowers = await self._lowers(snapshot.info.labels, stack)
+                if self._pinner is not None and stack.sources:
+                    await self._pinner.tell()
+                return self._mounts(snapshot, lowers)
 
-    def _local_owner(self, stack: _Stack) -> RootOwner | None:
+    def _local_owner(self, stack: Stack) -> RootOwner | None:
         """Owner of the root directory of an ordinary parent."""
         return self._directories.owner_of(stack.members[0].number) if stack.members else None
 
-    async def _mounted_root(self, labels: Mapping[str, str], stack: _Stack) -> Path | None:
+    async def _mounted_root(self, labels: Mapping[str, str], stack: Stack) -> Path | None:
         """The metadata image of the root file system at the bottom, mounted; None if the tree itself is to be used."""
         whole = stack.whole
-        if self._images is None or whole is None or _id_mapping(labels):
+        if self._images is None or whole is None or id_mapping(labels):
             return None  # overlay cannot be mapped, and that is what an image is mounted as
         return await self._images.lower(*whole)
 
-    def _mounts(self, snapshot: Snapshot, stack: _Stack, root: Path | None) -> tuple[Mount, ...]:
+    async def _lowers(self, labels: Mapping[str, str], stack: Stack) -> tuple[Path, ...]:
+        """The directories below a snapshot with *labels*, uppermost first.
+
+        Raises:
+            CannotMapError: the labels map IDs, and that cannot be done there.
+        """
+        root = await self._mounted_root(labels, stack)
+
+        def links() -> tuple[Path, ...]:
+            return tuple(
+                self._directories.lower(one.number, None if one.source is None else self._layers.path(one.source))
+                for one in stack.members
+            )
+
+        lowers = await self._blocking(links)
+        if id_mapping(labels) and lowers:
+            return await self._id_mapping.real(lowers)
+        return lowers if root is None else (*lowers[:-1], root)
+
+    def _mounts(self, snapshot: Snapshot, lowers: Sequence[Path]) -> tuple[Mount, ...]:
         """The mounts of an Active snapshot or a View."""
-        paths = [
-            self._directories.lower(member.number, None if member.source is None else self._layers.path(member.source))
-            for member in stack.members
-        ]
-        lowers = paths if root is None else [*paths[:-1], root]
-        id_mapping = _id_mapping(snapshot.info.labels)
+        mapping = id_mapping(snapshot.info.labels)
         content = self._directories.content(snapshot.number)
         if snapshot.info.kind is Kind.VIEW:
-            return view_mounts(own=content, lowers=lowers, traits=self._traits, id_mapping=id_mapping)
+            return view_mounts(own=content, lowers=lowers, traits=self._traits, id_mapping=mapping)
         work = self._directories.work(snapshot.number)
-        return active_mounts(upper=content, work=work, lowers=lowers, traits=self._traits, id_mapping=id_mapping)
+        return active_mounts(upper=content, work=work, lowers=lowers, traits=self._traits, id_mapping=mapping)
 
     def _page(self, reference: str | None, after: int) -> tuple[Snapshot, ...]:
         with self._metastore.reading() as rows:
@@ -402,52 +416,3 @@ class Snapshotter:
     async def _blocking(self, function: Callable[[*_Arguments], _T], *arguments: *_Arguments) -> _T:
         """Result of *function* from a worker thread, which is waited for also when the call is cancelled."""
         return await anyio.to_thread.run_sync(function, *arguments, limiter=self._limiter)
-
-
-def _id_mapping(labels: Mapping[str, str]) -> tuple[str, ...]:
-    mapping = (("uidmap", labels.get(UID_MAPPING)), ("gidmap", labels.get(GID_MAPPING)))
-    return tuple(f"{option}={value}" for option, value in mapping if value)
-
-
-def _check_place(rows: Reading, key: str, parent: str) -> Snapshot | None:
-    """The parent of a new snapshot *key*, None for none. Raises in the order in which containerd's own store does."""
-    above = rows.find(parent) if parent else None
-    if parent:
-        check_parent(above, parent)
-    check_free(rows.find(key))
-    return above
-
-
-def _is_offered(rows: Reading, wanted: WantedLayer, parent: str) -> bool:
-    """True if the wanted layer is a snapshot already, made by us, on this parent and with the same content."""
-    known = {(False, wanted.chain_digits), (True, wanted.layer_digits)}
-    return any(
-        row.source is not None and row.source.identity in known and row.info.parent == parent
-        for row in rows.with_reference(wanted.reference)
-    )
-
-
-def _fits(found: FoundLayer, parent: Snapshot | None, labels: Mapping[str, str]) -> bool:
-    """True if the layer belongs on *parent*.
-
-    A puller that prepares every layer without a parent, to rebase at Commit, is refused here: the chain would break.
-    """
-    said = labels.get(PARENT_CHAIN_ID)
-    if not found.parent_known:
-        return (said is None) if parent is None else True
-    if said is not None and said != found.parent_chain_id:
-        return False
-    reference = None if parent is None else parent.info.labels.get(SNAPSHOT_REF)
-    return stands_on(parent, found.parent_chain_id, reference_label=reference)
-
-
-def _free_name(rows: Reading, reference: str, parent: str) -> str:
-    """The ChainID, so that namespaces share; told apart by the parent if another snapshot has that name."""
-    if rows.find(reference) is None:
-        return reference
-    base = f"{reference}@{hashlib.sha256(parent.encode()).hexdigest()[:16]}"
-    name, count = base, 1
-    while rows.find(name) is not None:
-        count += 1
-        name = f"{base}-{count}"
-    return name

@@ -127,6 +127,11 @@ class RootImages:
         self._turns: defaultdict[int, anyio.Lock] = defaultdict(anyio.Lock)
         self._again_at_s: dict[int, float] = {}
 
+    @property
+    def count(self) -> int:
+        """How many are mounted."""
+        return len(self._mounted)
+
     def restore(self, needed: Iterable[int]) -> None:
         """Take over what an earlier process has mounted and is needed; unmount the rest.
 

@@ -5,6 +5,7 @@ import signal
 import socket
 import stat
 import time
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
@@ -12,16 +13,21 @@ import anyio
 import grpc
 import structlog
 
+from fs.client.metrics import Listener, listen_for_metrics, serve_metrics
 from snapshotter._proto import snapshots_pb2_grpc as stubs
 from snapshotter.config import RootForm, SnapshotterSettings
 from snapshotter.cvmfs import CvmfsLayers
 from snapshotter.directories import Directories
 from snapshotter.errors import ConfigurationError, StateLockedError
+from snapshotter.figures import Figures
 from snapshotter.metastore import Metastore
 from snapshotter.mounts import OverlayTraits
 from snapshotter.operations import Snapshotter
+from snapshotter.pinning import Pinner
+from snapshotter.repositories import Member, Repositories
 from snapshotter.root_images import RootImages, decide
 from snapshotter.service import SnapshotsService
+from snapshotter.snapshots import LayerSource
 from snapshotter.start_profiles import ProfiledLayers
 
 _log = structlog.get_logger()
@@ -46,12 +52,7 @@ async def serve(settings: SnapshotterSettings) -> None:
     with directories.lock():
         metastore = Metastore(directories.metadata)
         try:
-            repository = CvmfsLayers(
-                settings.mountpoint,
-                timeout_s=settings.layer_timeout_s,
-                by_layer_digest=settings.by_layer_digest,
-            )
-            layers = ProfiledLayers(repository, settings.mountpoint) if settings.start_profiles else repository
+            layers = repositories_of(settings)
             traits = overlay_traits()
             decision = decide(settings.rootfs, directories.scratch, traits)
             decision.store(directories.form)
@@ -60,6 +61,13 @@ async def serve(settings: SnapshotterSettings) -> None:
             native = decision.form is RootForm.EROFS
             with metastore.reading() as rows:
                 images.restore(rows.roots_in_use() if native else ())
+            figures = Figures()
+
+            def in_use() -> Mapping[LayerSource, str]:
+                with metastore.reading() as rows:
+                    return rows.sources_in_use()
+
+            pinner = Pinner(settings.root, layers, in_use)
             snapshotter = Snapshotter(
                 directories=directories,
                 metastore=metastore,
@@ -67,10 +75,50 @@ async def serve(settings: SnapshotterSettings) -> None:
                 traits=traits,
                 now_ns=time.time_ns,
                 images=images if native else None,
+                pinner=pinner,
+                figures=figures,
+                count_served=settings.count_served,
             )
-            await _listen(SnapshotsService(snapshotter), settings)
+
+            async def text() -> str:
+                return figures.exposition(
+                    await pinner.reads(), mounted_images=images.count, doomed_trees=pinner.doomed_count
+                )
+
+            listener = await _metrics_listener(settings.metrics)
+            async with anyio.create_task_group() as group:
+                group.start_soon(pinner.run)
+                if listener is not None:
+                    group.start_soon(serve_metrics, listener, text)
+                await _listen(SnapshotsService(snapshotter, figures), settings)
+                group.cancel_scope.cancel()
         finally:
             metastore.close()
+
+
+def repositories_of(settings: SnapshotterSettings) -> Repositories:
+    """The repositories that are configured, not looked at."""
+
+    def member(name: str, mountpoint: Path, prefixes: tuple[str, ...], *, by_layer_digest: bool) -> Member:
+        plain = CvmfsLayers(mountpoint, timeout_s=settings.layer_timeout_s, by_layer_digest=by_layer_digest)
+        layers = ProfiledLayers(plain, mountpoint) if settings.start_profiles else plain
+        return Member(name=name, mountpoint=mountpoint, layers=layers, prefixes=prefixes)
+
+    members: list[Member] = []
+    if settings.mountpoint is not None:
+        members.append(member("", settings.mountpoint, (), by_layer_digest=settings.by_layer_digest))
+    members += [
+        member(one.label, one.mountpoint, one.prefixes, by_layer_digest=one.by_layer_digest)
+        for one in settings.repositories
+    ]
+    return Repositories(members)
+
+
+async def _metrics_listener(address: str) -> Listener | None:
+    if not address:
+        return None
+    host, _, port = address.rpartition(":")
+    return await listen_for_metrics(host.strip("[]"), int(port))
 
 
 def overlay_traits() -> OverlayTraits:
@@ -104,7 +152,7 @@ async def _listen(service: SnapshotsService, settings: SnapshotterSettings) -> N
             "snapshotter_listening",
             address=str(address),
             root=str(settings.root),
-            mountpoint=str(settings.mountpoint),
+            mountpoints=[str(mountpoint) for mountpoint in settings.mountpoints],
         )
         async for received in signals:
             _log.info("snapshotter_stopping", signal=signal.Signals(received).name)

@@ -49,21 +49,24 @@ class SourceKind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class LayerSource:
-    """Where in the repository the content of a remote snapshot is: ``<kind>:<64 hex digits>`` as text."""
+    """Where the content of a remote snapshot is: ``<kind>:<64 hex digits>[@<repository>]`` as text."""
 
     kind: SourceKind
     hex: str
+    repository: str = ""
+    """Which one, if there are several."""
 
     def __str__(self) -> str:
-        return f"{self.kind}:{self.hex}"
+        return f"{self.kind}:{self.hex}" + (f"@{self.repository}" if self.repository else "")
 
     @classmethod
     def parse(cls, text: str) -> Self:
         """Inverse of ``str()``. Raises ValueError."""
-        kind, _, digits = text.partition(":")
+        kind, _, rest = text.partition(":")
+        digits, _, repository = rest.partition("@")
         if _DIGEST.fullmatch(f"sha256:{digits}") is None:
             raise ValueError(text)
-        return cls(SourceKind(kind), digits)
+        return cls(SourceKind(kind), digits, repository)
 
     @property
     def is_whole(self) -> bool:

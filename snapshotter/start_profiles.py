@@ -18,7 +18,7 @@ from fs.client.mountpoints import control_socket, find_mount
 from fs.runtime.errors import UnpackdError
 from snapshotter.filesystem import FoundLayer, LayerFilesystem, RootImage
 from snapshotter.labels import RootOwner, WantedLayer
-from snapshotter.snapshots import LayerSource, SourceKind
+from snapshotter.snapshots import LayerSource, SourceKind, Usage
 
 _log = structlog.get_logger()
 _AGAIN_S = 60.0
@@ -57,6 +57,10 @@ class ProfiledLayers:
     def root_image(self, source: LayerSource) -> RootImage | None:
         """See LayerFilesystem.root_image."""
         return self._layers.root_image(source)
+
+    async def measure(self, source: LayerSource) -> Usage | None:
+        """See LayerFilesystem.measure."""
+        return await self._layers.measure(source)
 
     def _hint(self, source: LayerSource) -> None:
         """Have *source* looked at by a thread of its own, unless that was done a moment ago."""

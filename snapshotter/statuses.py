@@ -9,6 +9,7 @@ import sqlite3
 import grpc
 
 from snapshotter.errors import (
+    CannotMapError,
     HasChildrenError,
     InvalidRequestError,
     LayerUnavailableError,
@@ -24,6 +25,7 @@ _CODES: tuple[tuple[type[SnapshotterError], grpc.StatusCode], ...] = (
     (SnapshotExistsError, grpc.StatusCode.ALREADY_EXISTS),
     (TargetAvailableError, grpc.StatusCode.ALREADY_EXISTS),
     (WrongKindError, grpc.StatusCode.FAILED_PRECONDITION),
+    (CannotMapError, grpc.StatusCode.FAILED_PRECONDITION),
     (HasChildrenError, grpc.StatusCode.FAILED_PRECONDITION),
     (InvalidRequestError, grpc.StatusCode.INVALID_ARGUMENT),
     (LayerUnavailableError, grpc.StatusCode.UNAVAILABLE),

@@ -58,14 +58,14 @@ class Latencies:
         ordered = sorted(self._recent)
         return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
 
-    def lines(self, name: str) -> Iterable[str]:
+    def lines(self, name: str, labels: Labels = ()) -> Iterable[str]:
         """The histogram *name*."""
         total = 0
         for bound, count in zip((*map(str, _BOUNDS_S), "+Inf"), self._buckets, strict=True):
             total += count
-            yield f'{name}_bucket{{le="{bound}"}} {total}'
-        yield f"{name}_sum {self._sum_s:.6f}"
-        yield f"{name}_count {total}"
+            yield f"{name}_bucket{_labels((*labels, ('le', bound)))} {total}"
+        yield f"{name}_sum{_labels(labels)} {self._sum_s:.6f}"
+        yield f"{name}_count{_labels(labels)} {total}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,23 +75,33 @@ class Metric:
     name: str  # without the prefix that all have
     kind: str  # counter, gauge or histogram
     meaning: str
-    values: Mapping[Labels, float] | Latencies | float
+    values: Mapping[Labels, float] | Mapping[Labels, Latencies] | Latencies | float
 
 
-def exposition(metrics: Iterable[Metric], repository: str) -> str:
-    """The text that Prometheus scrapes."""
+def exposition(metrics: Iterable[Metric], repository: str | None, *, prefix: str = "unpackd_mount_") -> str:
+    """The text that Prometheus scrapes; single numbers are of *repository*."""
+    alone: Labels = () if repository is None else (("repository", repository),)
     lines: list[str] = []
     for metric in metrics:
-        name = f"unpackd_mount_{metric.name}"
+        name = f"{prefix}{metric.name}"
         lines += [f"# HELP {name} {metric.meaning}", f"# TYPE {name} {metric.kind}"]
         match metric.values:
             case Latencies() as latencies:
                 lines += latencies.lines(name)
             case Mapping() as values:
-                lines += [f"{name}{_labels(labels)} {value:g}" for labels, value in values.items()]
+                for labels, value in values.items():
+                    if isinstance(value, Latencies):
+                        lines += value.lines(name, labels)
+                    else:
+                        lines.append(f"{name}{_labels(labels)} {_number(value)}")
             case number:
-                lines.append(f"{name}{_labels((('repository', repository),))} {number!r}")
+                lines.append(f"{name}{_labels(alone)} {number!r}")
     return "\n".join(lines) + "\n"
+
+
+def _number(value: float) -> str:
+    """Without an exponent, in which large counters would lose their last digits."""
+    return str(int(value)) if value == int(value) else repr(value)
 
 
 def _labels(labels: Iterable[tuple[str, str]]) -> str:

@@ -36,6 +36,7 @@ int main(int argc, char **argv) {
         int c;
         if (!f) { printf("no %s\n", argv[i]); continue; }
         while ((c = fgetc(f)) != EOF) putchar(c);
+        if (ferror(f)) return done(1, argv[i]);
         fclose(f);
     }
     return 0;

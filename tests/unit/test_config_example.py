@@ -52,6 +52,7 @@ def test_every_setting_is_there_and_what_is_commented_out_is_the_default() -> No
         (limits, set(converter_config.LimitSettings.model_fields)),
         (proxy, set(proxy_config.ProxySettings.model_fields)),
         (upstream, set(proxy_config.UpstreamSettings.model_fields)),
+        (document["snapshotter"]["repositories"][0], set(snapshotter_config.RepositorySettings.model_fields)),
         (document["snapshotter"], set(snapshotter_config.SnapshotterSettings.model_fields)),
     ]
     for table, fields in tables:

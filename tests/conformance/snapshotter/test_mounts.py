@@ -100,6 +100,21 @@ def test_id_mapping_gives_the_root_to_the_mapped_root(client: SnapshotsClient, k
     assert {"uidmap=0:100000:65536", "gidmap=0:200000:65536"} <= set(mounted.options)
 
 
+def test_mapped_lower_directories_are_given_where_they_really_are(
+    client: SnapshotsClient, k: str, service: Service
+) -> None:
+    """containerd 2.2 maps the directory that all have in common, in which links would lead to nowhere."""
+    client.committed(f"{k}1")
+    client.committed(f"{k}2", f"{k}1")
+    mapping = {f"containerd.io/snapshot/{kind}mapping": "0:100000:65536" for kind in ("uid", "gid")}
+
+    (mounted,) = client.prepare(f"{k}a", f"{k}2", mapping)
+
+    lowers = next(option for option in mounted.options if option.startswith("lowerdir=")).removeprefix("lowerdir=")
+    assert all(Path(lower).parent.parent == service.root / "s" for lower in lowers.split(":"))
+    assert client.mounts(f"{k}a") == [mounted]
+
+
 def test_128_layers(client: SnapshotsClient, k: str, place: Path) -> None:
     parent = ""
     for number in range(128):

@@ -1,7 +1,9 @@
 """The remote-snapshot protocol over a directory that is laid out like a repository."""
 
 import hashlib
+import json
 import os
+import urllib.request
 from pathlib import Path
 
 import grpc
@@ -9,6 +11,7 @@ import pytest
 
 from snapshotter._proto import snapshots_pb2
 from snapshotter.snapshots import chain_ids
+from tests.support.processes import free_port
 from tests.support.snapshotter import REF, FakeRepository, Service, SnapshotsClient
 
 Code = grpc.StatusCode
@@ -189,6 +192,86 @@ def test_layers_by_digest_where_the_repository_has_no_chains(own_service: tuple[
         assert os.listdir(mounted.source) == ["a"]
         (repository.root / ".unpackd/chains").mkdir(parents=True)
         assert not ask(client, digest("diff2"), "", "4", **{LAYER: other})
+
+
+def test_several_repositories(own_service: tuple[Service, FakeRepository]) -> None:
+    service, first = own_service
+    second = FakeRepository(service.folder / "second")
+    lab = FakeRepository(service.folder / "lab")
+    config = service.folder / "c.toml"
+    config.write_text(
+        f"""[[snapshotter.repositories]]
+mountpoint = "{second.root}"
+[[snapshotter.repositories]]
+name = "lab"
+mountpoint = "{lab.root}"
+prefixes = ["registry.lab.org/"]
+"""
+    )
+    service.options = ("--config", str(config))
+    one, two, three = digest("1"), digest("2"), digest("3")
+    (everywhere,) = first.add_chain([one], [{"first": ""}])
+    second.add_chain([one, two], [{"second": ""}, {"upper": ""}])
+    upper = chain_ids([one, two])[1]
+    lab.add_chain([one], [{"lab": ""}])
+    lab.add_chain([three], [{"alone": ""}])
+
+    def shown(client: SnapshotsClient, name: str) -> list[str]:
+        key = f"look {name} {os.urandom(4).hex()}"
+        (mounted,) = client.view(key, name)
+        lowers = [option for option in mounted.options if option.startswith("lowerdir=")]
+        places = lowers[0].removeprefix("lowerdir=").split(":") if lowers else [mounted.source]
+        client.remove(key)
+        return [entry for place in places for entry in os.listdir(place)]
+
+    with service.started() as client:
+        assert ask(client, everywhere, "", "a")
+        assert shown(client, everywhere) == ["first"], "the one that was there before there were several"
+        assert ask(client, upper, everywhere, "b")
+        assert shown(client, upper) == ["upper", "first"], "a stack over two repositories"
+        assert ask(client, three, "", "c")
+        client.remove(upper)
+        client.remove(everywhere)
+        assert ask(client, everywhere, "", "d", **{"containerd.io/snapshot/cri.image-ref": "registry.lab.org/a:1"})
+        assert shown(client, everywhere) == ["lab"]
+        service.kill()
+    with service.started() as client:
+        assert shown(client, everywhere) == ["lab"], "it is remembered whose it is"
+        service.kill()
+    config.write_text("")
+    with service.started() as client:
+        with pytest.raises(grpc.RpcError) as caught:
+            client.view("v", everywhere)
+        assert caught.value.code() is Code.UNAVAILABLE
+        assert "no repository 'lab' is configured" in str(caught.value.details())
+        client.remove(everywhere)
+
+
+def test_a_tree_in_use_that_will_be_collected_is_named(own_service: tuple[Service, FakeRepository]) -> None:
+    service, repository = own_service
+    port = free_port()
+    service.options = ("--metrics", f"127.0.0.1:{port}")
+    (chain,) = repository.add_chain([digest("1")], [{"a": "1"}])
+    tree = repository.add_flat(chain, {"a": "1"})
+    path = f"/{tree.relative_to(repository.root)}"
+    unneeded = {"version": 1, "since": {path: 1_700_000_000, "/.flat/aa/other": 1_700_000_000}}
+    (repository.root / ".unpackd/unneeded.json").write_text(json.dumps(unneeded))
+
+    def doomed() -> str:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as reply:
+            lines = reply.read().decode().splitlines()
+        return next(line for line in lines if line.startswith("unpackd_snapshotter_doomed_trees"))
+
+    with service.started() as client:
+        assert ask(client, chain, "", "1")
+        assert doomed().endswith(" 0"), "nobody uses it"
+        client.prepare("container", chain)
+        assert doomed().endswith(" 1")
+        client.remove("container")
+        client.cleanup()
+        assert doomed().endswith(" 0")
+    warnings = [json.loads(line) for line in service.log.read_text().splitlines() if '"tree_in_use_will' in line]
+    assert [warning["path"] for warning in warnings] == [path]
 
 
 def test_restart_without_the_repository(own_service: tuple[Service, FakeRepository]) -> None:

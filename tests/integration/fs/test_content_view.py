@@ -3,13 +3,17 @@
 import json
 import os
 import signal
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from fs.client.content_view import VIEW
+from fs.errors import MountingError
 from fs.publish.operations import MakeDirectory
+from fs.rootfs.idmapping import attach, mapped_clone, try_mapping, user_namespace
+from fs.rootfs.mounting import mount as mount_at
 from tests.support.mounts import TestMount, mounted, unpackd
 from tests.support.processes import require_root, unmount_below, wait_until
 from tests.support.published import Published, publish
@@ -140,3 +144,46 @@ def test_a_cache_full_of_pinned_objects_goes_on(published: Published, work: Path
         assert counts["evicted_pinned"] > 0
         assert counts["used_bytes"] <= 1_100_000
         assert "cache_too_small_for_pins" in mount.log_text()
+
+
+def test_owners_can_be_mapped_and_containers_write_over_them(published: Published, work: Path) -> None:
+    require_root()
+    url = published.storage.as_uri()
+    with mounted(published.name, [url], published.public_key, work, "--frontend", "wire") as mount:
+        try:
+            try_mapping(work)
+            try_mapping(mount.path)
+        except MountingError as error:
+            pytest.skip(f"this kernel does not map owners of FUSE mounts (Linux 6.12): {error}")
+        below, upper, index, merged = (work / name for name in ("below", "upper", "index", "merged"))
+        for folder in (below, upper, index, merged):
+            folder.mkdir()
+        with user_namespace((0, 100_000, 65_536), (0, 200_000, 65_536)) as namespace:
+            for source, inner in ((mount.path, "b"), (mount.path / "b", "")):  # all below one place, or each alone
+                tree = mapped_clone(source, namespace, is_recursive=True)
+                attach(tree, below)
+                os.close(tree)
+                shown = (below / inner / "three").stat()
+                assert (shown.st_uid, shown.st_gid) == (100_000, 200_000)
+                assert (mount.path / "b/three").stat().st_uid == 0
+        os.chown(upper, 100_000, 200_000)
+        mount_at("overlay", "overlay", merged, 0, f"lowerdir={below},upperdir={upper},workdir={index},index=off")
+        write = f"cd {merged} && echo more >> three && stat -c %u:%g three"
+        root = ["setpriv", "--reuid", "100000", "--regid", "200000", "--clear-groups", "sh", "-c", write]
+        for folder in (work, *list(work.parents)[:-2]):
+            folder.chmod(0o755)
+        done = subprocess.run(root, check=False, capture_output=True, text=True, timeout=30)
+        assert done.stdout.split() == ["100000:200000"], done.stderr
+        assert (upper / "three").read_bytes() == OTHER + b"more\n"
+        assert (mount.path / "b/three").read_bytes() == OTHER
+        unmount_below(merged)
+        unmount_below(below)
+
+
+def test_the_other_front_end_says_that_owners_cannot_be_mapped(published: Published, work: Path) -> None:
+    require_root()
+    with (
+        mounted(published.name, [published.storage.as_uri()], published.public_key, work) as mount,
+        pytest.raises(MountingError, match="cannot map the owners"),
+    ):
+        try_mapping(mount.path)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import urllib.request
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -11,9 +12,9 @@ import pytest
 
 from tests.support.cri import Kubelet
 from tests.support.images import digest
-from tests.support.mounts import mounted
+from tests.support.mounts import TestMount, mounted
 from tests.support.node import PLUGIN, Node, running_node
-from tests.support.processes import mounts_below, require_root, require_tool, wait_until
+from tests.support.processes import free_port, mounts_below, require_root, require_tool, wait_until
 from tests.support.registry import Registry
 from tests.support.snapshotter import FakeRepository, service_folder
 from tests.support.tool_image import TOOL, make_tool_images
@@ -26,6 +27,8 @@ class Machine:
     """A node over a real mount, and the reference of an image that is converted."""
 
     node: Node
+    mount: TestMount
+    metrics: str
     image: str
     other: str  # the same layers with another command
     config: str  # digest
@@ -46,10 +49,13 @@ def machine(tmp_path_factory: pytest.TempPathFactory, registry: Registry) -> Ite
     published = images.published
     with ExitStack() as stack:
         url = published.storage.as_uri()
-        mount = stack.enter_context(mounted(published.name, [url], published.public_key, work / "client"))
+        options = ("--frontend", "wire")
+        mount = stack.enter_context(mounted(published.name, [url], published.public_key, work / "client", *options))
         folder = stack.enter_context(service_folder())
-        node = stack.enter_context(running_node(folder, FakeRepository(mount.path), sandbox=images.pause))
-        yield Machine(node, images.app, images.pause, digest(images.layout.config))
+        metrics = f"127.0.0.1:{free_port()}"
+        repository = FakeRepository(mount.path)
+        node = stack.enter_context(running_node(folder, repository, "--metrics", metrics, sandbox=images.pause))
+        yield Machine(node, mount, metrics, images.app, images.pause, digest(images.layout.config))
 
 
 def pull(machine: Machine, *options: str) -> dict[str, object]:
@@ -77,6 +83,37 @@ def test_a_container_runs_from_the_metadata_image(machine: Machine) -> None:
     assert shown == "base\nmore\nfilled\nno /etc/gone\nfile\ntop\nno /dir/file\n"
     assert node.run(machine.image, "fresh", TOOL, "cat", "/etc/base", "/etc/gone") == "base\ngone\n"
     remove(node, "inside")
+
+
+def test_what_runs_is_pinned_measured_and_counted(machine: Machine) -> None:
+    node = machine.node
+    pull(machine)
+    node.ctr("run", "-d", "--snapshotter", PLUGIN, machine.image, "pinned", TOOL, "pause")
+    node.ctr("tasks", "exec", "--exec-id", "e", "pinned", TOOL, "cat", "/etc/base", "/dir/file")
+
+    (pin,) = machine.mount.control("pins")
+    assert pin["owner"] == f"snapshotter {node.service.root}"
+    assert pin["path"].startswith("/.flat/")
+    tool = os.stat(next((machine.mount.path / pin["path"].lstrip("/")).glob("bin/tool")))
+    assert pin["bytes_read"] >= tool.st_size
+    assert pin["files_read"] >= 1
+    served = node.client.list("kind==committed")
+    sizes = {node.client.usage(info.name).size for info in served}
+    assert {tool.st_size + len("base\n") + len("gone\n"), len("top\n") + len("file\n") + len("base\n")} >= sizes
+    assert 0 not in sizes
+    assert all(node.client.usage(info.name).inodes > 3 for info in served)
+    with urllib.request.urlopen(f"http://{machine.metrics}/metrics", timeout=10) as reply:
+        text = reply.read().decode()
+    assert 'unpackd_snapshotter_call_seconds_count{method="Prepare"}' in text
+    assert 'unpackd_snapshotter_layers_total{outcome="served"} ' in text
+    (read,) = [line for line in text.splitlines() if line.startswith("unpackd_snapshotter_image_bytes_read_total")]
+    assert f'tree="{pin["path"]}"' in read
+    assert int(read.rpartition(" ")[2]) >= tool.st_size
+
+    node.kill_and_restart_snapshotter()
+    wait_until(lambda: len(machine.mount.control("pins")) == 1, "the same pin after a restart")
+    remove(node, "pinned")
+    wait_until(lambda: machine.mount.control("pins") == [], "the end of the pin")
 
 
 def test_cri_pulls_and_runs_a_pod(machine: Machine, registry: Registry, tmp_path: Path) -> None:

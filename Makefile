@@ -1,5 +1,5 @@
 # Long runs; everything else is in ./run
-.PHONY: check bench-fs snapshotter-sequences soak
+.PHONY: check bench-fs snapshotter-sequences soak fuzz
 
 check:
 	./run check
@@ -24,3 +24,9 @@ soak:
 include clients.mk
 
 include publish.mk
+
+# FUZZ="--seconds 600 manifest" changes it
+fuzz:
+	./run install
+	.venv/bin/python -m pip install --quiet 'atheris>=3'
+	.venv/bin/python -m tests.fuzz $(FUZZ)

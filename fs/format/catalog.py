@@ -12,6 +12,7 @@ from enum import IntFlag
 from typing import TypeVar
 
 from fs.errors import CatalogError, HashSyntaxError
+from fs.format.columns import as_bytes, as_number, as_text
 from fs.format.compression import Compression
 from fs.format.hashes import DIGEST_BYTES, Algorithm, Hash, Suffix
 from fs.format.paths import ROOT, name_of, parent_path, path_key
@@ -268,9 +269,26 @@ def count_entry(counters: dict[str, int], entry: Entry, *, chunks: int = 0, sign
 def secure(connection: sqlite3.Connection) -> None:
     """Settings for a database that somebody else wrote: nothing in it may run, damage is noticed, text is bytes."""
     connection.text_factory = bytes
+    connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, _LONGEST_VALUE_BYTES)
+    connection.setlimit(sqlite3.SQLITE_LIMIT_VDBE_OP, _LONGEST_PROGRAM)
     connection.execute("PRAGMA trusted_schema=OFF")
     connection.execute("PRAGMA cell_size_check=ON")
     connection.execute("PRAGMA mmap_size=0")
+
+
+def plain_columns(connection: sqlite3.Connection, table: str) -> set[str]:
+    """The columns of *table*, a table of the format; empty if there is none.
+
+    Raises:
+        CatalogError: it computes columns, or is read by a module of SQLite: a hostile database could do anything there.
+        sqlite3.DatabaseError: the database cannot be read.
+    """
+    columns = connection.execute(f"PRAGMA table_xinfo({table})").fetchall()
+    sql = connection.execute("SELECT sql FROM sqlite_schema WHERE type='table' AND name=?", (table,)).fetchone()
+    is_virtual = sql is not None and not as_text(sql[0]).upper().startswith("CREATE TABLE")
+    if is_virtual or any(hidden for *_, hidden in columns):
+        raise CatalogError(f"the table {table} is not a plain one")
+    return {as_text(row[1]) for row in columns}
 
 
 def connect_bytes(database: bytes) -> sqlite3.Connection:
@@ -298,6 +316,8 @@ _ABSENT_COLUMNS = {"hardlinks": "1", "mtimens": "NULL", "uid": "0", "gid": "0", 
 
 _LONGEST_NAME = 255
 _ROWS_AT_ONCE = 1000
+_LONGEST_VALUE_BYTES = 16 << 20  # of what SQLite may hold at a time; attributes are the longest values, with 64 KiB
+_LONGEST_PROGRAM = 20_000  # steps of a compiled statement; ours have some dozens
 
 
 class Catalog:
@@ -325,14 +345,15 @@ class Catalog:
         self._is_as_stored = as_stored
         try:
             self.properties = {
-                bytes(key).decode("utf-8", "replace"): _text(value)
+                as_bytes(key).decode("utf-8", "replace"): as_text(value)
                 for key, value in connection.execute("SELECT CAST(key AS TEXT), CAST(value AS TEXT) FROM properties")
             }
             self._check_schema()
             tables = {bytes(row[0]) for row in connection.execute("SELECT name FROM sqlite_schema WHERE type='table'")}
-            columns = {_text(row[1]) for row in connection.execute("PRAGMA table_info(catalog)")}
-            nested_columns = {_text(row[1]) for row in connection.execute("PRAGMA table_info(nested_catalogs)")}
-        except sqlite3.DatabaseError as error:
+            columns, nested_columns = (plain_columns(connection, table) for table in ("catalog", "nested_catalogs"))
+            for table in ("chunks", "bind_mountpoints", "statistics", "unpackd_links"):
+                plain_columns(connection, table)
+        except (sqlite3.DatabaseError, TypeError) as error:
             raise CatalogError(f"catalog of {mountpoint!r} cannot be read: {error}") from error
         needed = {b"catalog", b"nested_catalogs"} if self.is_legacy else _TABLES
         missing = needed - tables
@@ -427,8 +448,11 @@ class Catalog:
 
     def entries(self) -> Iterator[tuple[tuple[int, int], Entry]]:
         """Every entry with its path key, in storage order."""
-        for row in self._db.execute(self._select + ", md5path_1, md5path_2 FROM catalog ORDER BY rowid"):
-            yield row[-2:], self._entry(row[:-2], row[-2:])
+        statement = self._select + ", md5path_1, md5path_2 FROM catalog ORDER BY rowid"
+        rows = self._read(lambda: self._db.execute(statement))
+        while batch := self._read(lambda: rows.fetchmany(_ROWS_AT_ONCE)):
+            for row in batch:
+                yield row[-2:], self._entry(row[:-2], row[-2:])
 
     def content(self, path: bytes, entry: Entry) -> Content:
         """Where the bytes of regular file *entry* at *path* are.
@@ -534,16 +558,19 @@ class Catalog:
     def _reference(self, row: tuple[bytes, bytes, int | None], *, is_bind: bool) -> NestedReference:
         path, text, size = row
         try:
-            name = Hash.parse(_text(text))
-        except HashSyntaxError as error:
+            return NestedReference(self.outer(as_bytes(path)), Hash.parse(as_text(text)), as_number(size or 0), is_bind)
+        except (HashSyntaxError, TypeError, ValueError) as error:
             raise CatalogError(f"nested catalog {path!r} has the hash {text!r}") from error
-        return NestedReference(self.outer(bytes(path)), name, size or 0, is_bind)
 
     def counters(self) -> Counters:
         """The table ``statistics``; counters that old schema revisions lack are 0."""
         if not self._has_statistics:
             return Counters(dict.fromkeys(COUNTER_NAMES, 0), dict.fromkeys(COUNTER_NAMES, 0))
-        found = {_text(name): int(value) for name, value in self._all("SELECT counter, value FROM statistics", ())}
+        rows = self._all("SELECT counter, value FROM statistics", ())
+        try:
+            found = {as_text(name): int(value) for name, value in rows}
+        except (TypeError, ValueError, OverflowError) as error:
+            raise CatalogError(f"the counters of the catalog of {self.mountpoint!r} are malformed") from error
         return Counters(
             {name: found.get(f"self_{name}", 0) for name in COUNTER_NAMES},
             {name: found.get(f"subtree_{name}", 0) for name in COUNTER_NAMES},
@@ -574,7 +601,7 @@ class Catalog:
             uncompressed = bits >> _COMPRESSION_SHIFT & _COMPRESSION_MASK
             is_device = stat.S_ISCHR(mode) or stat.S_ISBLK(mode)
             entry = Entry(
-                name=bytes(name),
+                name=as_bytes(name),
                 mode=mode,
                 uid=uid,
                 gid=gid,
@@ -583,7 +610,7 @@ class Catalog:
                 hash=None if digest is None else _hash(digest, algorithm),
                 compression=Compression.NONE if uncompressed else Compression.ZLIB,
                 algorithm=algorithm,
-                target=bytes(symlink),
+                target=as_bytes(symlink),
                 rdev=size if is_device else 0,
                 linkcount=hardlinks & _COUNT_MASK,
                 link_group=hardlinks >> _GROUP_SHIFT,
@@ -598,7 +625,10 @@ class Catalog:
         links = self._one("SELECT link_group, linkcount FROM unpackd_links WHERE md5path_1=? AND md5path_2=?", key)
         if links is None or entry.is_directory is bool(links[0]):
             return entry
-        return replace(entry, link_group=-links[0], linkcount=links[1])
+        try:
+            return replace(entry, link_group=-as_number(links[0]), linkcount=as_number(links[1]))
+        except ValueError as error:
+            raise CatalogError(f"the links of {entry.name!r} are malformed") from error
 
 
 def is_name(name: bytes) -> bool:
@@ -611,15 +641,11 @@ def _check_numbers(*values: int) -> None:
     hardlinks, size, mode, mtime, *others = values
     if not all(isinstance(value, int) for value in values):
         raise TypeError("not a number")
-    if min(hardlinks, size, mode, *others) < 0 or not stat.S_IFMT(mode) or mode >> 16 or abs(mtime) >> 40:
+    if min(hardlinks, size, mode, *others) < 0 or mode >> 16 or not stat.S_IFMT(mode) or abs(mtime) >> 40:
         raise ValueError("out of range")
 
 
 _FLAG_BITS = sum(flag.value for flag in Flag)
-
-
-def _text(value: bytes | str) -> str:
-    return value if isinstance(value, str) else bytes(value).decode("utf-8", "surrogateescape")
 
 
 def _hash(digest: bytes, algorithm: Algorithm) -> Hash:

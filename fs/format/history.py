@@ -8,6 +8,7 @@ import sqlite3
 from dataclasses import dataclass
 
 from fs.errors import HashSyntaxError, MalformedError, RefusedError
+from fs.format.columns import as_number, as_text
 from fs.format.hashes import Hash
 
 TRUNK = "trunk"
@@ -67,7 +68,7 @@ class History:
         """Check that *connection* is a history. Raises MalformedError."""
         self._db = connection
         try:
-            columns = {_text(row[1]) for row in connection.execute("PRAGMA table_info(tags)")}
+            columns = {as_text(row[1]) for row in connection.execute("PRAGMA table_info(tags)")}
         except sqlite3.DatabaseError as error:
             raise MalformedError(f"the history cannot be read: {error}") from error
         if not {"name", "hash", "revision", "timestamp"} <= columns:
@@ -82,17 +83,17 @@ class History:
             rows = self._db.execute(self._select).fetchall()
             found = [
                 Tag(
-                    name=_text(name),
-                    root_catalog=Hash.parse(_text(digest)),
+                    name=as_text(name),
+                    root_catalog=Hash.parse(as_text(digest)),
                     revision=int(revision),
                     published_unix_s=int(timestamp),
-                    size=size or 0,
-                    description=_text(description or ""),
-                    branch=_text(branch or ""),
+                    size=as_number(size or 0),
+                    description=as_text(description or ""),
+                    branch=as_text(branch or ""),
                 )
                 for name, digest, revision, timestamp, size, description, branch in rows
             ]
-        except (sqlite3.DatabaseError, HashSyntaxError, TypeError, ValueError) as error:
+        except (sqlite3.DatabaseError, HashSyntaxError, TypeError, ValueError, OverflowError) as error:
             raise MalformedError(f"the history cannot be read: {error}") from error
         return sorted(found, key=lambda tag: (-tag.revision, tag.name))
 
@@ -101,12 +102,15 @@ class History:
         return next((tag for tag in self.tags() if tag.name == name), None)
 
     def branches(self) -> dict[str, int]:
-        """Each branch with the first revision on it; the main line is called ''."""
+        """Each branch with the first revision on it; the main line is called ''. Raises MalformedError."""
         try:
             rows = self._db.execute("SELECT branch, initial_revision FROM branches").fetchall()
         except sqlite3.DatabaseError:
             return {"": 0}  # schema revisions before 3
-        return {_text(branch): int(initial) for branch, initial in rows}
+        try:
+            return {as_text(branch): int(initial) for branch, initial in rows}
+        except (TypeError, ValueError, OverflowError) as error:
+            raise MalformedError(f"the branches of the history cannot be read: {error}") from error
 
     def put(self, tag: Tag) -> None:
         """Set *tag*, replacing one of the same name."""
@@ -131,7 +135,3 @@ class History:
     def set_previous(self, previous: Hash) -> None:
         """Record which history object came before this one."""
         self._db.execute("INSERT OR REPLACE INTO properties VALUES ('previous_revision', ?)", (str(previous),))
-
-
-def _text(value: bytes | str) -> str:
-    return value if isinstance(value, str) else bytes(value).decode("utf-8", "surrogateescape")

@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from enum import IntEnum
 
 from fs.errors import HashSyntaxError, MalformedError
+from fs.format.columns import as_text
 from fs.format.hashes import Hash, Suffix
 
 _SCHEMA = """
@@ -62,8 +63,8 @@ def references(connection: sqlite3.Connection) -> dict[Hash, tuple[ReferenceType
     """Every reference with its type and its time in Unix seconds. Raises MalformedError."""
     try:
         return {
-            Hash.parse(text if isinstance(text, str) else bytes(text).decode()): (ReferenceType(kind), int(time))
+            Hash.parse(as_text(text)): (ReferenceType(kind), int(time))
             for text, kind, time in connection.execute("SELECT hash, type, timestamp FROM refs")
         }
-    except (sqlite3.DatabaseError, HashSyntaxError, ValueError, TypeError) as error:
+    except (sqlite3.DatabaseError, HashSyntaxError, ValueError, TypeError, OverflowError) as error:
         raise MalformedError(f"the reflog cannot be read: {error}") from error

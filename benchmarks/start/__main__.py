@@ -24,11 +24,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from benchmarks.rootfs import STORM
-from benchmarks.start.prepare import NAME, Sources, name_of, prepare, sources
+from benchmarks.start.prepare import Sources, prepare, sources
+from benchmarks.start.recording import read_bytes, record
 from benchmarks.start.ways import Distance, Start, Way, started, transferred
-from converter import inventory, placement
-from converter.start_profiles import publish_profile
-from fs.publish.repository import Repository
 
 IMAGES = {
     "base": ("/bin/sh", "-c", "echo up; exec ls -R /etc"),
@@ -85,24 +83,6 @@ def storm(start: Start) -> dict[str, float]:
     return {"warm storm us": warm}
 
 
-def record(work: Path, images: Iterable[str]) -> None:
-    """Start each image once, and publish what that read."""
-    repository = Repository.open(NAME, str(work / "storage"), work / "keys", durable=False)
-    with sources(work) as given:
-        for image in images:
-            with started(Way.EROFS, given, image, Distance(0)) as start:
-                one_start(start, IMAGES[image])
-                recorded = json.dumps(start.profile()).encode()
-            view = repository.view()
-            _, one = inventory.chosen(view, name_of(image))
-            known = inventory.provenance(view, one.manifest)
-            if known is None:
-                raise RuntimeError(f"{image} was not converted")
-            chains = placement.chain_ids([layer.diff_id for layer in known.layers])
-            count, _ = publish_profile(repository, chains, recorded)
-            print(f"{image}: a start profile of {count} files", file=sys.stderr)
-
-
 def measure(given: Sources, arguments: argparse.Namespace) -> None:
     """Append one line of JSON a run."""
     for run in range(arguments.runs):
@@ -152,6 +132,8 @@ def main() -> None:
     one.add_argument("--image", action="append", choices=IMAGES)
     one = commands.add_parser("record")
     one.add_argument("--image", action="append", choices=IMAGES)
+    one = commands.add_parser("read", help="what starts read, added up")
+    one.add_argument("--image", action="append", choices=IMAGES)
     one = commands.add_parser("measure")
     one.add_argument("--what", choices=("start", "ten", "storm"), default="start")
     one.add_argument("--way", action="append", choices=[str(way) for way in Way])
@@ -171,10 +153,13 @@ def main() -> None:
     arguments.image = arguments.image or list(IMAGES)
     if arguments.command == "prepare":
         prepare(arguments.work, arguments.images.absolute(), arguments.image)
-        record(arguments.work, arguments.image)
+        record(arguments.work, {image: IMAGES[image] for image in arguments.image})
         return
     if arguments.command == "record":
-        record(arguments.work, arguments.image)
+        record(arguments.work, {image: IMAGES[image] for image in arguments.image})
+        return
+    if arguments.command == "read":
+        print(json.dumps({image: read_bytes(arguments.work, image) for image in arguments.image}, indent=2))
         return
     arguments.way = arguments.way or [str(way) for way in Way]
     arguments.round_trip_ms = arguments.round_trip_ms or [0, 5, 20]

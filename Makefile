@@ -1,5 +1,5 @@
 # Long runs; everything else is in ./run
-.PHONY: check bench-fs snapshotter-sequences soak fuzz
+.PHONY: check bench-fs snapshotter-sequences soak fuzz chaos
 
 check:
 	./run check
@@ -30,3 +30,8 @@ fuzz:
 	./run install
 	.venv/bin/python -m pip install --quiet 'atheris>=3'
 	.venv/bin/python -m tests.fuzz $(FUZZ)
+
+# snapshotter, FUSE daemon and containerd are killed at random for 20 minutes under containers that work
+chaos:
+	./run install
+	UNPACKD_CHAOS_S=1200 .venv/bin/pytest -s tests/integration/snapshotter/test_chaos.py

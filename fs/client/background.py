@@ -69,7 +69,6 @@ def start_held(arguments: list[str], mountpoint: Path, lock: Path, log_file: Pat
         stdout=log,
         stderr=log,
         pass_fds=(writing,),
-        start_new_session=True,
         cwd="/",
     )
     os.close(log)
@@ -85,7 +84,7 @@ def serve_held(serve: Serve, tell: int) -> None:
         return
     os.set_inheritable(tell, False)  # noqa: FBT003  # its own signature
     try:
-        serve(lambda: _tell(tell, {"ok": True}))
+        serve(lambda: _leave(tell))
     except BaseException as error:
         known = _known(error)
         sentence = str(known) if known is not None else f"internal error: {error!r}"
@@ -118,14 +117,13 @@ def _become_daemon(serve: Serve, log: int, writing: int) -> NoReturn:
     """The child's life; it never returns into the caller's code."""
     code = Exit.FAILED
     try:
-        os.setsid()
         nothing = os.open(os.devnull, os.O_RDONLY)
         os.dup2(nothing, 0)
         os.dup2(log, 1)
         os.dup2(log, 2)
         _close_others(keep=writing)
         os.chdir("/")
-        serve(lambda: _tell(writing, {"ok": True}))
+        serve(lambda: _leave(writing))
         code = Exit.OK
     except BaseException as error:  # noqa: BLE001  # the edge of the process: the parent tells the user
         known = _known(error)
@@ -138,6 +136,16 @@ def _become_daemon(serve: Serve, log: int, writing: int) -> NoReturn:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
+
+
+def _leave(telling: int) -> None:
+    """The mount answers: say so and leave the caller's session.
+
+    Not earlier: where autofs asked for the mount, only its own process group can get to the mount point until then.
+    """
+    if os.getsid(0) != os.getpid():
+        os.setsid()
+    _tell(telling, {"ok": True})
 
 
 def _close_others(keep: int) -> None:

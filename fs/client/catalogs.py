@@ -15,6 +15,7 @@ from fs.client.cache_writer import CacheFullError
 from fs.client.object_file import ObjectFile
 from fs.client.objects import Objects, check_file
 from fs.client.receiving import ObjectRef
+from fs.client.snapshots import FOLDER, Snapshots, is_inside
 from fs.errors import CatalogError, CorruptError
 from fs.format.catalog import Catalog, Entry, connect_bytes, secure
 from fs.format.hashes import Hash, Suffix
@@ -73,6 +74,7 @@ class Catalogs:
         self._most_open = most_open
         self._open = OrderedDict[CatalogRef, _Open]()
         self._opening = SingleFlight[CatalogRef, None]()
+        self.snapshots: Snapshots | None = None
 
     @property
     def open_count(self) -> int:
@@ -128,6 +130,9 @@ class Catalogs:
             self._close(*self._open.popitem(last=False))
 
     async def _opened(self, ref: CatalogRef) -> _Open:
+        made = self.snapshots.open(ref.hash) if self.snapshots is not None else None
+        if made is not None:
+            return _Open(made, None, None)
         wanted = ObjectRef(ref.hash, Suffix.CATALOG, limit_bytes=_LIMIT_BYTES)
         try:
             for _ in range(_OPENINGS):
@@ -149,18 +154,25 @@ class Catalogs:
 
     async def find(self, start: CatalogRef, path: bytes) -> Found | None:
         """The entry at *path*, searched from catalog *start*, which is at or above its parent. Raises as ``get``."""
-        home, catalog = await self._walk(start, path, entering=False)
+        home, catalog = await self._walk(await self._beginning(start, path), path, entering=False)
         entry = catalog.lookup(path)
         return None if entry is None else found_in(catalog, home, path, entry)
 
     async def listing(self, start: CatalogRef, path: bytes, *, most: int = -1) -> list[Found]:
         """What is in the directory at *path*, hidden entries included; *most* bounds it. Raises as ``get``."""
-        home, catalog = await self._walk(start, path, entering=True)
+        home, catalog = await self._walk(await self._beginning(start, path), path, entering=True)
         return [found_in(catalog, home, path + b"/" + entry.name, entry) for entry in catalog.listing(path, most=most)]
 
     async def serving(self, start: CatalogRef, path: bytes) -> CatalogRef:
         """The catalog that lists the directory at *path*, whether that exists or not. Raises as ``get``."""
-        return (await self._walk(start, path, entering=True))[0]
+        return (await self._walk(await self._beginning(start, path), path, entering=True))[0]
+
+    async def _beginning(self, start: CatalogRef, path: bytes) -> CatalogRef:
+        """Where to begin to look for *path*: snapshots are in no catalog of the repository."""
+        if self.snapshots is None or not is_inside(path) or is_inside(start.mountpoint):
+            return start
+        name = await self.snapshots.name()
+        return start if name is None else CatalogRef(name, FOLDER)
 
     async def _walk(self, start: CatalogRef, path: bytes, *, entering: bool) -> tuple[CatalogRef, Catalog]:
         reached = start

@@ -4,9 +4,11 @@ import os
 import platform
 import re
 from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Self
 
 import typer
 
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
 _NAME = re.compile(r"[A-Za-z0-9._-]{1,60}")
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(i?)b?", re.IGNORECASE)
 _STEPS = " kmgt"
+_DAY = re.compile(r"\d{4}-\d\d-\d\d")
 _HIGHEST_PORT = 65535
 
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]
@@ -91,6 +94,20 @@ def mount(
         str | None,
         typer.Option("--proxy", help="HTTP proxies: 'http://p1|http://p2;DIRECT'; | within a group, ; between groups."),
     ] = None,
+    fallback_proxy: Annotated[
+        str | None, typer.Option("--fallback-proxy", help="Groups to use after those of --proxy; then never DIRECT.")
+    ] = None,
+    pac_url: Annotated[
+        list[str] | None,
+        typer.Option("--pac-url", help="Where --proxy auto finds the network's configuration; repeatable."),
+    ] = None,
+    proxy_reset: Annotated[
+        float, typer.Option("--proxy-reset", min=1, help="Seconds after which proxies that failed are used again.")
+    ] = 300.0,
+    host_reset: Annotated[
+        float, typer.Option("--host-reset", min=1, help="Seconds after which the first server is asked first again.")
+    ] = 300.0,
+    geo: Annotated[bool, typer.Option("--geo", help="Let a server say which of them is nearest.")] = False,
     proxy_shard: Annotated[
         bool, typer.Option("--proxy-shard", help="Spread objects over the proxies of a group by their hash.")
     ] = False,
@@ -98,6 +115,12 @@ def mount(
     revision: Annotated[int | None, typer.Option("--revision", help="Show this (tagged) revision, for ever.")] = None,
     root_hash: Annotated[
         str | None, typer.Option("--root-hash", help="Show the revision with this root catalog; nothing is signed.")
+    ] = None,
+    date: Annotated[
+        str | None,
+        typer.Option(
+            "--date", help="Show what was newest then, of what has a tag: 2026-01-31T12:00:00Z or 2026-01-31."
+        ),
     ] = None,
     frontend: Annotated[Frontend, typer.Option("--frontend", help="How to talk to the kernel.")] = Frontend.PYFUSE3,
     expand_symlinks: Annotated[
@@ -137,7 +160,8 @@ def mount(
         from fs.client.mountpoints import absolute, check_mountpoint, own_file
 
         where = absolute(mountpoint)
-        selection = (tag, revision, root_hash)
+        selection = (tag, revision, root_hash, date)
+        moment = _date(date)
         _check_arguments(name, selection)
         if frontend is Frontend.WIRE and os.geteuid() != 0:
             raise UsageError("only root can use --frontend wire; the default front end is for everybody")
@@ -150,7 +174,7 @@ def mount(
         quota_bytes = parse_size(quota)
         memory_bytes = parse_size(memory)
         public_keys = _read_keys(pubkey or [], ca_dir or [])
-        proxies = _proxies(proxy, is_sharded=proxy_shard)
+        groups = _ProxyWords.checked(proxy, fallback_proxy, is_sharded=proxy_shard, reset_after_s=proxy_reset)
         reads = _profile(profile)
         metrics_address = _address(metrics)
         allows_other = os.geteuid() == 0 if allow_other is None else allow_other
@@ -181,11 +205,13 @@ def mount(
                 memory_bytes=memory_bytes,
                 preloaded=tuple(folder.absolute() for folder in preloaded or ()),
                 external_urls=_split(external_url or []),
-                proxies=proxies,
+                proxies=groups.parse(_split(url), pac_url or [], own_file(state, where, "proxies")),
+                host_reset_s=host_reset,
+                orders_by_distance=geo,
                 profile=reads,
                 reads_ahead=read_ahead,
                 metrics=metrics_address,
-                selection=Selection(tag, revision, Hash.parse(root_hash) if root_hash is not None else None),
+                selection=Selection(tag, revision, Hash.parse(root_hash) if root_hash is not None else None, moment),
                 variables=variables,
                 allows_other=allows_other,
                 frontend=frontend.value,
@@ -249,17 +275,57 @@ def _check_arguments(name: str, selection: tuple[object, ...]) -> None:
     if not _NAME.fullmatch(name):
         raise UsageError(f"{name!r} is no repository name: letters, digits, dots, - and _ make one")
     if sum(choice is not None for choice in selection) > 1:
-        raise UsageError("only one of --tag, --revision and --root-hash can be given")
+        raise UsageError("only one of --tag, --revision, --root-hash and --date can be given")
+
+
+def _date(text: str | None) -> datetime | None:
+    """A moment in UTC unless it says otherwise; a day is its end. Raises UsageError."""
+    if text is None:
+        return None
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError:
+        raise UsageError(f"{text!r} is no date; 2026-01-31T12:00:00Z and 2026-01-31 are") from None
+    if _DAY.fullmatch(text):
+        moment += timedelta(days=1, seconds=-1)
+    return moment if moment.tzinfo is not None else moment.replace(tzinfo=UTC)
 
 
 def _split(values: list[str]) -> tuple[str, ...]:
     return tuple(part.strip() for value in values for part in re.split("[,;]", value) if part.strip())
 
 
-def _proxies(text: str | None, *, is_sharded: bool) -> "ProxyGroups":
-    from fs.store.proxies import ProxyGroups
+@dataclass(frozen=True, slots=True)
+class _ProxyWords:
+    """What the user says about proxies."""
 
-    return ProxyGroups.parse(text or "", is_sharded=is_sharded)
+    text: str
+    fallback: str
+    is_sharded: bool
+    reset_after_s: float
+
+    @classmethod
+    def checked(cls, text: str | None, fallback: str | None, *, is_sharded: bool, reset_after_s: float) -> Self:
+        """Raises RefusedError for what is no proxy; nothing is discovered yet."""
+        words = cls(text or "", fallback or "", is_sharded=is_sharded, reset_after_s=reset_after_s)
+        words._parse(";".join(group for group in words.text.split(";") if group.strip().lower() != "auto"))
+        return words
+
+    def parse(self, urls: tuple[str, ...], pac_urls: list[str], kept: Path) -> "ProxyGroups":
+        """The groups; blocks if they have to be discovered. Raises RefusedError, UnreachableError."""
+        from fs.store.pac import is_automatic, with_discovered
+
+        text = self.text
+        if is_automatic(text):
+            text = with_discovered(text, urls, _split(pac_urls), kept)
+        return self._parse(text)
+
+    def _parse(self, text: str) -> "ProxyGroups":
+        from fs.store.proxies import ProxyGroups
+
+        return ProxyGroups.parse(
+            text, fallback=self.fallback, is_sharded=self.is_sharded, reset_after_s=self.reset_after_s
+        )
 
 
 def _profile(file: Path | None) -> "list[Read] | None":
@@ -287,8 +353,10 @@ def _read_keys(paths: list[Path], authorities: list[Path]) -> bytes:
 
 def _cache_directory(base: Path | None) -> Path:
     """Where the objects lie, of all repositories."""
+    from fs.client.mountpoints import user_behind
+
     if base is None:
-        if os.geteuid() == 0:
+        if user_behind(os.geteuid()) == 0:
             base = Path("/var/lib/unpackd/cache")
         else:
             base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "unpackd"

@@ -5,6 +5,7 @@ import os
 import resource
 import signal
 import time
+import uuid
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -44,10 +45,11 @@ from fs.client.refresher import Refresher
 from fs.client.repository import Repository, Selection
 from fs.errors import CatalogError, RefusedError
 from fs.format.trust import load_public_keys
+from fs.store.geo import host_of, ordered_by_distance
 from fs.store.limits import HttpLimits
 from fs.store.network import Network, RetrySettings, open_network
 from fs.store.patient import PatientReader
-from fs.store.proxies import ProxyGroups
+from fs.store.proxies import DIRECT, ProxyGroups
 
 _log = structlog.get_logger()
 
@@ -81,6 +83,8 @@ class MountSettings:
     frontend: str = "pyfuse3"  # or "wire"
     inherited: Inheritance | None = None  # from a holder
     retries: int = 1
+    host_reset_s: float = 300.0  # how long after a change of server the first gets its turn again
+    orders_by_distance: bool = False  # ask a server which is near
     profile: Sequence[Read] | None = None  # fetched at once
     reads_ahead: bool = True  # fetch what readers seem to want next
     metrics: tuple[str, int] | None = None  # where to serve figures over HTTP
@@ -133,9 +137,11 @@ class MountDaemon:
         try:
             await anyio.to_thread.run_sync(cache.start)
             async with open_network(
-                limits=settings.limits, proxies=settings.proxies, retries=RetrySettings(settings.retries)
+                limits=settings.limits,
+                proxies=settings.proxies,
+                retries=RetrySettings(settings.retries, host_reset_s=settings.host_reset_s),
             ) as network:
-                mirrors = network.mirrors(settings.urls)
+                mirrors = network.mirrors(await self._urls(network))
                 self._facts.proxies = network.proxies
                 if settings.external_urls:
                     self._facts.external = network.mirrors(settings.external_urls)
@@ -168,6 +174,14 @@ class MountDaemon:
             cache.close()
             if lock >= 0:
                 os.close(lock)
+
+    async def _urls(self, network: Network) -> Sequence[str]:
+        """The servers, best first."""
+        if not self._settings.orders_by_distance:
+            return self._settings.urls
+        proxy = network.proxies.current
+        who = str(uuid.uuid4()) if proxy == DIRECT else host_of(proxy)
+        return await ordered_by_distance(network.client, self._settings.urls, who)
 
     async def _serve(self, repository: Repository, network: Network, ready: Callable[[], None]) -> None:
         settings = self._settings

@@ -162,6 +162,8 @@ class Holder:
         """Wait until *daemon* has ended; gives its exit code, or the signal that ended it as a negative number."""
         while True:
             received = signal.sigtimedwait({signal.SIGCHLD, *_ENDINGS}, _LOOK_S)
+            if os.getsid(0) != os.getpid() and is_mounted(self._device):
+                os.setsid()  # not earlier: autofs lets its own process group mount, and nobody else
             if received is not None and received.si_signo in _ENDINGS:
                 self._is_ending = True
                 os.kill(daemon, signal.SIGTERM)

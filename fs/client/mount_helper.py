@@ -16,13 +16,16 @@ from fs.runtime.logs import configure_logging
 from fs.runtime.output import say
 
 _VALUES = frozenset(
-    {"url", "pubkey", "ca-dir", "blacklist", "cache", "quota", "memory", "preloaded", "external-url", "proxy"}
-    | {"tag", "revision", "root-hash", "frontend"}
+    {"url", "pubkey", "ca-dir", "blacklist", "cache", "quota", "memory", "preloaded", "external-url"}
+    | {"proxy", "fallback-proxy", "pac-url", "proxy-reset", "host-reset"}
+    | {"tag", "revision", "root-hash", "date", "frontend"}
 )
 _SWITCHES = {
     "raw-symlinks": "--raw-symlinks",
     "expand-symlinks": "--expand-symlinks",
     "allow_other": "--allow-other",
+    "geo": "--geo",
+    "proxy-shard": "--proxy-shard",
     "resumable": "--resumable",
     "no_resumable": "--no-resumable",
     "no_allow_other": "--no-allow-other",

@@ -21,6 +21,7 @@ _log = structlog.get_logger()
 
 FILESYSTEM = "unpackd"
 _MOUNTINFO = Path("/proc/self/mountinfo")
+_UID_MAP = Path("/proc/self/uid_map")
 _UNMOUNT_TIMEOUT_S = 60.0
 _END_TIMEOUT_S = 10.0
 _USER_ID = re.compile(r"user_id=(\d+)")
@@ -68,8 +69,21 @@ def _unescape(text: str) -> str:
     return re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), text)
 
 
+def user_behind(uid: int) -> int:
+    """Who *uid* is outside of this process's user namespace, where root may be anybody."""
+    try:
+        lines = _UID_MAP.read_text().splitlines()
+    except OSError:
+        return uid
+    for inside, outside, count in (map(int, line.split()) for line in lines):
+        if inside <= uid < inside + count:
+            return outside + uid - inside
+    return uid
+
+
 def runtime_directory(uid: int) -> Path:
     """Where the sockets of the mounts of user *uid* lie: ``/run/unpackd``, or the same per user."""
+    uid = user_behind(uid)
     if uid == 0:
         return Path("/run/unpackd")
     own = Path(f"/run/user/{uid}")

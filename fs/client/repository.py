@@ -17,6 +17,7 @@ from fs.client.catalogs import CatalogRef, Catalogs, Found
 from fs.client.chain import Anchor, fetch_chain
 from fs.client.kept import KeptRevision
 from fs.client.receiving import ObjectRef
+from fs.client.snapshots import Snapshots
 from fs.errors import (
     AbsentError,
     BlacklistedError,
@@ -61,6 +62,7 @@ class Selection:
     tag: str | None = None
     revision: int | None = None  # that has a tag
     root_hash: Hash | None = None  # believed as it is: nothing is signed for it
+    date: datetime | None = None  # the newest with a tag that is not younger
 
     @property
     def is_fixed(self) -> bool:
@@ -137,6 +139,7 @@ class Repository:
         self._kept = KeptRevision(state or self.objects.cache.directory, anchor, preloaded)
         self._now = now
         self._revision: Revision | None = None
+        catalogs.snapshots = Snapshots(self._history, self.tags)
         self.is_offline = False  # True while the newest revision is the one of an earlier life
 
     @property
@@ -235,6 +238,11 @@ class Repository:
             return manifest
         raise _most_telling(errors)
 
+    def _history(self) -> Hash | None:
+        """The tag database of the revision that is shown."""
+        manifest = self._revision.manifest if self._revision is not None else None
+        return None if manifest is None else manifest.history
+
     async def tags(self) -> list[Tag]:
         """The named tags, newest first."""
         manifest = self.revision.manifest
@@ -256,11 +264,21 @@ class Repository:
             return Tag(
                 name="", root_catalog=manifest.root_catalog, revision=manifest.revision, published_unix_s=0, size=0
             )
-        for tag in await self._tags(manifest):
+        tags = await self._tags(manifest)
+        if wanted.date is not None:
+            return self._tag_of(wanted.date, tags)
+        for tag in tags:
             if tag.name == wanted.tag or tag.revision == wanted.revision:
                 return tag
         what = f"tag {wanted.tag!r}" if wanted.tag is not None else f"tag for revision {wanted.revision}"
         raise AbsentError(f"{self.name} has no {what}")
+
+    def _tag_of(self, date: datetime, tags: Sequence[Tag]) -> Tag:
+        """The newest revision of the main line that was published not later. Source: CernVM-FS 2.12, history_sql.cc."""
+        past = [tag for tag in tags if not tag.branch and tag.published_unix_s <= date.timestamp()]
+        if not past:
+            raise AbsentError(f"{self.name} has no tag that is as old as {date:%Y-%m-%d %H:%M:%S %Z}")
+        return max(past, key=lambda tag: tag.revision)
 
     async def metainfo(self) -> bytes:
         """The JSON text about the repository; empty if it has none."""

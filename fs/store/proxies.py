@@ -35,14 +35,36 @@ class ProxyGroups:
     is_sharded: bool = False
 
     @classmethod
-    def parse(cls, text: str, *, is_sharded: bool = False, reset_after_s: float = 300.0) -> Self:
-        """``http://p1:3128|http://p2:3128;DIRECT``: groups by ``;``, their members by ``|``. Raises RefusedError."""
-        groups = tuple(
-            tuple(_member(member.strip()) for member in group.split("|") if member.strip())
-            for group in text.split(";")
-            if group.strip(" |")
-        )
-        return cls(groups or ((DIRECT,),), reset_after_s, is_sharded)
+    def parse(cls, text: str, *, fallback: str = "", is_sharded: bool = False, reset_after_s: float = 300.0) -> Self:
+        """``http://p1:3128|http://p2:3128;DIRECT``: groups by ``;``, their members by ``|``.
+
+        Args:
+            text: the groups.
+            fallback: groups that follow them. With them, nothing goes without a proxy: DIRECT is left out everywhere.
+            is_sharded: whether each object has its own member.
+            reset_after_s: how long a change lasts.
+
+        Raises:
+            RefusedError: a member is neither a proxy nor DIRECT.
+        """
+        groups, others = _groups(text), _groups(fallback)
+        if others:
+            groups = _without_direct([*groups, *others])
+        return cls(tuple(groups) or ((DIRECT,),), reset_after_s, is_sharded)
+
+
+def _groups(text: str) -> list[tuple[str, ...]]:
+    return [
+        tuple(_member(member.strip()) for member in group.split("|") if member.strip())
+        for group in text.split(";")
+        if group.strip(" |")
+    ]
+
+
+def _without_direct(groups: list[tuple[str, ...]]) -> list[tuple[str, ...]]:
+    """Source: CernVM-FS 2.12, network/download.cc; CVMFS_FALLBACK_PROXY."""
+    left = [tuple(member for member in group if member != DIRECT) for group in groups]
+    return [group for group in left if group]
 
 
 def _member(text: str) -> str:

@@ -53,6 +53,7 @@ class FlakyOrigin:
     root: Path
     port: int = 0
     faults: dict[str, list[Answer | None]] = field(default_factory=dict)
+    generated: dict[str, Answer] = field(default_factory=dict)  # by the beginning of the path: what is no file
     requests: list[str] = field(default_factory=list)
     headers: list[dict[str, str]] = field(default_factory=list)
     delay_s: float = 0.0
@@ -82,6 +83,18 @@ class FlakyOrigin:
         """How many requests had *part* in their path."""
         return sum(part in request for request in self.requests)
 
+    def reply_to(self, target: str) -> tuple[int, bytes]:
+        """The answer to a request for *target*: a path, or a URL, as proxies get it."""
+        path = "/" + target.split("/", 3)[3] if "://" in target else target
+        for beginning, generate in self.generated.items():
+            if path.startswith(beginning):
+                return generate(b"")
+        try:
+            content = Path(os.fsdecode(os.fsencode(self.root) + unquote_to_bytes(path))).read_bytes()
+        except OSError:
+            return 404, b"no such file"
+        return self.answer(path, content)
+
     def answer(self, path: str, content: bytes) -> tuple[int, bytes]:
         for part, answers in self.faults.items():
             if part in path:
@@ -105,12 +118,7 @@ def flaky_origin(root: Path) -> Iterator[FlakyOrigin]:
             while origin.silent.is_set():
                 time.sleep(0.05)
             time.sleep(origin.delay_s)
-            try:
-                content = Path(os.fsdecode(os.fsencode(origin.root) + unquote_to_bytes(self.path))).read_bytes()
-            except OSError:
-                self.reply(404, b"no such file")
-                return
-            status, body = origin.answer(self.path, content)
+            status, body = origin.reply_to(self.path)
             wanted = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
             if status == 200 and wanted is not None:
                 status, body = 206, body[int(wanted[1]) : int(wanted[2]) + 1]

@@ -131,3 +131,31 @@ def test_when_all_fail_the_mirror_has_failed() -> None:
     with pytest.raises(ProxyFailedError):
         read("http://a|http://b", **ways)
     assert [way.requests for way in ways.values()] == [1, 1]
+
+
+def test_fallback_groups_follow_and_nothing_goes_without_a_proxy_then() -> None:
+    groups = ProxyGroups.parse("http://a|DIRECT;DIRECT;http://b", fallback="http://c|http://d;DIRECT").groups
+
+    assert groups == (("http://a",), ("http://b",), ("http://c", "http://d"))
+    assert ProxyGroups.parse("DIRECT", fallback="http://c").groups == (("http://c",),)
+    assert ProxyGroups.parse("http://a;DIRECT", fallback="DIRECT").groups == (("http://a",),)
+
+
+def test_after_the_last_group_comes_the_first_and_the_time_of_a_reset_can_be_chosen() -> None:
+    time = Time()
+    proxies = ProxyChooser(ProxyGroups.parse("http://a", fallback="http://b", reset_after_s=10), clock=time)
+    proxies.burn("http://a")
+    assert proxies.choose("x") == "http://b"
+    proxies.burn("http://b")
+    assert proxies.choose("x") == "http://a"
+    proxies.burn("http://a")
+    time.now += 11
+    assert proxies.choose("x") == "http://a"
+
+
+def test_a_burned_member_of_the_present_group_returns_after_a_while() -> None:
+    proxies, time = chooser("http://a|http://b", sharded=True)
+    proxies.burn("http://a")
+    assert {proxies.choose(str(number)) for number in range(50)} == {"http://b"}
+    time.now += 301
+    assert {proxies.choose(str(number)) for number in range(50)} == {"http://a", "http://b"}

@@ -35,7 +35,7 @@ from tests.support.tool_image import TOOL, make_tool_images
 
 pytestmark = pytest.mark.root
 
-SECONDS = float(os.environ.get("UNPACKD_CHAOS_S", "20"))
+SECONDS = float(os.environ.get("UNPACKD_CHAOS_S", "12"))
 WORKERS = 3
 BACK_TIMEOUT_S = 120.0
 DATA = "/dir/data"

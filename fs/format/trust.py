@@ -85,7 +85,7 @@ class TrustedWhitelist:
             MalformedError: it is not a whitelist.
             NotTrustedError: one of the checks fails; the message says which.
         """
-        if names_pkcs7(envelope):
+        if names_pkcs7(envelope) and (authorities.certificates or not _is_signed(envelope, keys)):
             whitelist = Whitelist.parse(_enclosed(pkcs7, name, authorities, now))
         else:
             signed = SignedText.parse(envelope)
@@ -120,6 +120,15 @@ class TrustedWhitelist:
             what = f"the publisher's certificate of {self.whitelist.name}"
             self.authorities.verify(certificate, (), self.now or self.whitelist.issued, what=what)
         return TrustedCertificate(self.whitelist.name, key)
+
+
+def _is_signed(envelope: bytes, keys: Sequence[RSAPublicKey]) -> bool:
+    """True if one of *keys* signed a whitelist that names its other form, too: who believes that key needs no more."""
+    try:
+        signed = SignedText.parse(envelope)
+    except (MalformedError, NotTrustedError):
+        return False
+    return any(is_raw_signature(signed, key) for key in keys)
 
 
 def _enclosed(pkcs7: bytes, name: str, authorities: Authorities, now: datetime) -> bytes:

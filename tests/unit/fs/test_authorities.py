@@ -14,9 +14,10 @@ from fs.format.authorities import Authorities
 from fs.format.blacklist import Blacklist
 from fs.format.hashes import Algorithm, Hash
 from fs.format.pkcs7 import SignedMessage
-from fs.format.signature import sign_raw
+from fs.format.signature import sign_text
 from fs.format.trust import TrustedWhitelist
 from fs.format.whitelist import Whitelist, encode_fingerprint
+from fs.publish.signers import Digest, KeySigner
 from tests.support.authorities import NOW, Certified, authority
 
 NAME = "sw.example.org"
@@ -160,13 +161,30 @@ def test_no_bytes_raise_anything_but_errors_of_ours(body: bytes) -> None:
     Authorities.parse([body])
 
 
+def signed(text: bytes, key: rsa.RSAPrivateKey) -> bytes:
+    """A whitelist as the owner of a master key makes it."""
+    return sign_text(text, lambda data: KeySigner(key).sign(data, Digest.NONE), Algorithm.SHA1)
+
+
 @pytest.fixture(scope="module")
 def master() -> rsa.RSAPrivateKey:
     return rsa.generate_private_key(65537, 2048)
 
 
+def test_a_key_that_is_believed_needs_no_authority(makers: Makers, master: rsa.RSAPrivateKey) -> None:
+    envelope = signed(makers.whitelist(), master)
+
+    TrustedWhitelist.verify(envelope, name=NAME, keys=[master.public_key()], now=NOW)
+    with pytest.raises(NotTrustedError, match="--ca-dir"):
+        TrustedWhitelist.verify(envelope, name=NAME, keys=[makers.root.key.public_key()], now=NOW)
+    with pytest.raises(MalformedError):  # authorities are asked for, and the other form is not there
+        TrustedWhitelist.verify(
+            envelope, name=NAME, keys=[master.public_key()], now=NOW, authorities=makers.authorities()
+        )
+
+
 def test_a_publisher_is_certified_where_the_whitelist_demands_it(makers: Makers, master: rsa.RSAPrivateKey) -> None:
-    envelope = sign_raw(makers.whitelist(lines="Wcachain\n"), master, Algorithm.SHA1)
+    envelope = signed(makers.whitelist(lines="Wcachain\n"), master)
 
     def trusted(*files: bytes) -> TrustedWhitelist:
         return TrustedWhitelist.verify(
@@ -186,7 +204,7 @@ def test_a_publisher_is_certified_where_the_whitelist_demands_it(makers: Makers,
 def test_a_certificate_on_the_blacklist_is_refused_whatever_the_whitelist_says(
     makers: Makers, master: rsa.RSAPrivateKey
 ) -> None:
-    envelope = sign_raw(makers.whitelist(lines=""), master, Algorithm.SHA1)
+    envelope = signed(makers.whitelist(lines=""), master)
     trusted = TrustedWhitelist.verify(envelope, name=NAME, keys=[master.public_key()], now=NOW)
     for algorithm in Algorithm:
         line = encode_fingerprint(Hash.of(makers.publisher.der, algorithm)) + " # stolen\n"

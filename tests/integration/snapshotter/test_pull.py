@@ -162,6 +162,24 @@ def test_partly_published(node: Node, image: Image, request: pytest.FixtureReque
     assert (result["layers_served"], result["layers_unpacked"]) == (len(published), 3 - len(published))
 
 
+def test_images_of_another_snapshotter(node: Node, image: Image, request: pytest.FixtureRequest) -> None:
+    """One image in both: unpacked by overlayfs, then unpacked here from what was fetched, and at last served."""
+    command = ("/bin/cat", "/etc/link", "/etc/top")
+    node.ctr("images", "pull", "--plain-http", "--snapshotter", "overlayfs", image.reference)
+
+    assert node.run(image.reference, "theirs", *command, snapshotter="overlayfs") == expected(request)
+    assert node.run(image.reference, "ours", *command) == expected(request)
+    unpacked = {info.name for info in node.client.list("kind==committed") if info.name.endswith(image.chains)}
+    assert len(unpacked) == 3
+
+    image.publish(node, (0, 1, 2))
+    node.ctr("images", "rm", "--sync", image.reference)
+    assert pulled(node, image)["layers_served"] == 3
+    assert node.run(image.reference, "served", *command) == expected(request)
+    refused = node.ctr("run", "--rm", "--snapshotter", "overlayfs", image.reference, "n", *command, check=False)
+    assert refused.returncode != 0, "overlayfs has the layers no more, and what is served was never fetched"
+
+
 def test_a_second_namespace_shares(node: Node, image: Image) -> None:
     image.publish(node, (0, 1, 2))
     pulled(node, image)

@@ -110,6 +110,11 @@ def test_what_runs_is_pinned_measured_and_counted(machine: Machine) -> None:
     assert f'tree="{pin["path"]}"' in read
     assert int(read.rpartition(" ")[2]) >= tool.st_size
 
+    told = json.loads(node.unpackd("doctor", "--mountpoint", str(machine.mount.path), "--json").stdout)["checks"]
+    verdicts = {check["name"]: check["verdict"] for check in told}
+    assert verdicts[f"page cache of {machine.mount.path}"] == "ok"
+    assert f"mapped owners of {machine.mount.path}" in verdicts
+
     node.kill_and_restart_snapshotter()
     wait_until(lambda: len(machine.mount.control("pins")) == 1, "the same pin after a restart")
     remove(node, "pinned")

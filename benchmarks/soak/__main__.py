@@ -73,7 +73,7 @@ def soak(work: Path, arguments: argparse.Namespace) -> dict[str, Any]:
     origin.start()
     quota_bytes = int(world.data_bytes * arguments.quota_share)
     try:
-        mount = Mounted(world, work, origin.url, quota_bytes, ["--frontend", arguments.frontend])
+        mount = Mounted(world.public_key, work, origin.url, quota_bytes, ["--frontend", arguments.frontend])
         try:
             return _run(world, origin, mount, work, arguments) | {"quota_bytes": quota_bytes}
         finally:

@@ -11,7 +11,7 @@ import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from benchmarks.soak.world import NAME, World
+from benchmarks.soak.world import NAME
 
 UNPACKD = (sys.executable, "-m", "unpackd")
 _READY_TIMEOUT_S = 60.0
@@ -82,11 +82,11 @@ class Look:
 class Mounted:
     """The mount under test."""
 
-    def __init__(self, world: World, work: Path, url: str, quota_bytes: int, options: list[str]) -> None:
+    def __init__(self, public_key: Path, work: Path, url: str, quota_bytes: int, options: list[str]) -> None:
         self.mountpoint = work / "mnt"
         self.mountpoint.mkdir()
         self._cache = work / "cache"
-        arguments = ["--url", url, "--pubkey", world.public_key, "--cache", self._cache, "--quota", str(quota_bytes)]
+        arguments = ["--url", url, "--pubkey", public_key, "--cache", self._cache, "--quota", str(quota_bytes)]
         command = [*UNPACKD, "mount", NAME, self.mountpoint, "--json", *arguments, *options]
         answer = json.loads(subprocess.run([str(one) for one in command], check=True, capture_output=True).stdout)
         self.log = Path(answer["log"])

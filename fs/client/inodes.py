@@ -7,15 +7,25 @@ the client, and a changed file has a new one. The members of a hard link group s
 """
 
 import hashlib
+import sqlite3
 import struct
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import islice
 from typing import NewType, Protocol
 
-from fs.client.catalogs import CatalogRef, Found
+import structlog
+
+from fs.client.catalogs import Found
+from fs.client.dormants import Dormant, Dormants
 from fs.format.catalog import Catalog, Entry, Flag
 
+_log = structlog.get_logger()
+
 Inode = NewType("Inode", int)
+
+MOST_AWAKE = 1 << 15
+_REST_AT_ONCE = 1 << 10
 
 ROOT = Inode(1)
 _BITS = 52  # overlayfs wants the upper bits for itself, and JSON readers the range of a double
@@ -68,15 +78,10 @@ class Node:
     paths: set[bytes] = field(default_factory=set)  # under which the kernel may know it
 
 
-@dataclass(frozen=True, slots=True)
-class Dormant:
-    """What an earlier life of the client told the kernel of an inode, which was not asked for in this life."""
-
-    key: bytes
-    home: CatalogRef  # as in Found, of the revision of that time
-    inside: CatalogRef
-    is_directory: bool
-    paths: tuple[bytes, ...]
+def _asleep(node: Node) -> Dormant:
+    found = node.found
+    paths = tuple(node.paths) or (found.path,)  # of an open file whose name is gone
+    return Dormant(node.key, found.home, found.inside, found.entry.is_directory, paths, node.lookups)
 
 
 class Recorder(Protocol):
@@ -94,11 +99,20 @@ class InodeTable:
 
     How often it looked up what it knows from an earlier life is not known, but it was at least once; the kernel forgets
     an inode with all its look-ups at once, so counting one for them is enough.
+
+    A bounded number is awake, that is, has a Node. Of the others only what is needed to find them again is kept; who
+    asks for one has to have it recalled (Operations.recall).
+
+    Args:
+        root: the root directory.
+        generation: of the view in which it was found.
+        most_awake: nodes.
     """
 
-    def __init__(self, root: Found, generation: int) -> None:
+    def __init__(self, root: Found, generation: int, *, most_awake: int = MOST_AWAKE) -> None:
         self._nodes: dict[Inode, Node] = {}
-        self._dormant: dict[Inode, Dormant] = {}
+        self._dormant = Dormants()
+        self._most_awake = most_awake
         self.recorder: Recorder | None = None
         self._directories: dict[bytes, Inode] = {}
         node = Node(ROOT, directory_key(b""), root, generation, lookups=1, paths={b""})
@@ -118,7 +132,7 @@ class InodeTable:
         return Inode(number)
 
     def _key_of(self, inode: Inode) -> bytes | None:
-        known = self._nodes.get(inode) or self._dormant.get(inode)
+        known: Node | Dormant | None = self._nodes.get(inode) or self._dormant.get(inode)
         return None if known is None else known.key
 
     def get(self, inode: int) -> Node | None:
@@ -134,6 +148,7 @@ class InodeTable:
             if found.entry.is_directory:
                 self._directories[found.path] = inode
             self._wake(node)
+            self._rest()
         elif generation > node.generation:
             node.found = found
             node.generation = generation
@@ -145,50 +160,68 @@ class InodeTable:
         return node
 
     def _wake(self, node: Node) -> None:
-        dormant = self._dormant.pop(node.inode, None)
+        dormant = self._dormant.pop(node.inode)
         if dormant is not None:
-            node.lookups += 1
+            node.lookups += dormant.lookups or 1
             node.paths.update(dormant.paths)
+
+    def _rest(self) -> None:
+        """If too many are awake, let some of those sleep that woke first."""
+        if len(self._nodes) <= self._most_awake:
+            return
+        tired = [node for node in islice(self._nodes.values(), _REST_AT_ONCE) if node.inode != ROOT]
+        try:
+            self._dormant.put((node.inode, _asleep(node)) for node in tired)
+        except sqlite3.Error as error:
+            _log.error("inodes_not_at_rest", reason=str(error))
+            self._most_awake *= 2  # memory is what is left
+            return
+        for node in tired:
+            del self._nodes[node.inode]
 
     def restore(self, dormant: dict[Inode, Dormant]) -> None:
         """Take over what an earlier life told the kernel."""
+        self._dormant.put((inode, one) for inode, one in dormant.items() if inode not in self._nodes)
         for inode, one in dormant.items():
-            if inode not in self._nodes:
-                self._dormant[inode] = one
-                if one.is_directory:
-                    self._directories[one.paths[-1]] = inode
+            if inode not in self._nodes and one.is_directory:
+                self._directories[one.paths[-1]] = inode
 
     def dormant(self, inode: int) -> Dormant | None:
-        """What an earlier life told the kernel of *inode*, if it was not asked for since."""
-        return self._dormant.get(Inode(inode))
+        """What the kernel was told of *inode*, if it is not awake; None also if nothing is known."""
+        return None if inode in self._nodes else self._dormant.get(inode)
 
-    def all_dormant(self) -> list[tuple[Inode, Dormant]]:
-        """All of them, as they are now."""
-        return list(self._dormant.items())
+    def all_dormant(self) -> Iterator[tuple[int, Dormant]]:
+        """All of them; some may wake and others fall asleep meanwhile."""
+        return self._dormant.items()
 
     def wake(self, inode: int, found: Found) -> None:
         """*found* is what the dormant *inode* stands for; whether it is still so, is not known."""
-        dormant = self._dormant.get(Inode(inode))
+        dormant = self._dormant.get(inode)
         if dormant is not None:
             node = self._nodes[Inode(inode)] = Node(Inode(inode), dormant.key, found, -1)
             self._wake(node)
+            self._rest()
 
     def forget(self, inode: int, lookups: int) -> None:
         """The kernel forgets *lookups* of what it was told."""
         number = Inode(inode)
         node = self._nodes.get(number)
-        if number == ROOT or (node is None and number not in self._dormant):
-            return
+        dormant = None if node is not None else self._dormant.get(number)
         path: bytes | None = None
-        if node is None:
-            dormant = self._dormant.pop(number)
+        if dormant is not None:
+            self._dormant.pop(number)
+            if dormant.lookups > lookups:
+                self._dormant.put([(number, replace(dormant, lookups=dormant.lookups - lookups))])
+                return
             path = dormant.paths[-1] if dormant.is_directory else None
-        else:
+        elif node is not None and number != ROOT:
             node.lookups -= lookups
             if node.lookups > 0:
                 return
             del self._nodes[number]
             path = node.found.path
+        else:
+            return
         if path is not None and self._directories.get(path) == number:
             del self._directories[path]
         if self.recorder is not None:

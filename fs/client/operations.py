@@ -17,8 +17,9 @@ import structlog
 from fs.client.catalogs import CatalogRef, Found
 from fs.client.content_view import DATA_MODE, VIEW, data_key, is_data, real_path
 from fs.client.contents import read_content
+from fs.client.dormants import Dormant
 from fs.client.errnos import FileError
-from fs.client.inodes import Dormant, Inode, InodeTable, Node, directory_key, file_key
+from fs.client.inodes import Inode, InodeTable, Node, directory_key, file_key
 from fs.client.pins import Pins
 from fs.client.prefetch import Neighbours, Prefetcher, ReadAhead
 from fs.client.profile import ReadRecorder
@@ -359,7 +360,6 @@ class Operations:
         self.generation += 1
         forgotten = Invalidations()
         unchanged: dict[CatalogRef, bool] = {}
-        await self._compare_dormant(unchanged, forgotten)
         for number, node in enumerate(self.inodes.known()):
             if number % _COMPARED_AT_ONCE == 0:
                 await anyio.lowlevel.checkpoint()  # requests are answered meanwhile
@@ -368,6 +368,7 @@ class Operations:
             except FsError as error:  # a catalog cannot be had: the kernel shall ask, and get this error
                 _log.warning("entry_not_compared", path=node.found.path.decode("utf-8", "replace"), reason=str(error))
                 self._forget_names(node, forgotten)
+        await self._compare_dormant(unchanged, forgotten)
         for path in list(self._negatives):
             parent = self.inodes.directory(parent_path(path))
             if parent is not None:
@@ -376,7 +377,7 @@ class Operations:
         return forgotten
 
     async def _compare_dormant(self, unchanged: dict[CatalogRef, bool], forgotten: Invalidations) -> None:
-        """Recall what an earlier life told the kernel and may have changed; then it is compared with the others."""
+        """Recall what is asleep and may have changed, and compare it; what was compared before does no harm."""
         for number, (inode, dormant) in enumerate(self.inodes.all_dormant()):
             if number % _COMPARED_AT_ONCE == 0:
                 await anyio.lowlevel.checkpoint()
@@ -384,6 +385,10 @@ class Operations:
                 for catalog in (dormant.home, dormant.inside):
                     if not await self._is_unchanged(catalog, unchanged):
                         await self.recall(inode)
+                        node = self.inodes.get(inode)
+                        if node is not None:
+                            await self._compare(node, unchanged, forgotten)
+                        break
             except FsError as error:
                 _log.warning("inode_not_recalled", inode=inode, reason=str(error))
                 for path in dormant.paths:

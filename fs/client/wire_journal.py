@@ -28,7 +28,8 @@ from pathlib import Path
 import structlog
 
 from fs.client.catalogs import CatalogRef, Found
-from fs.client.inodes import KEY_BYTES, Dormant, Inode
+from fs.client.dormants import Dormant
+from fs.client.inodes import KEY_BYTES, Inode
 from fs.errors import FsError
 from fs.format.hashes import Hash
 

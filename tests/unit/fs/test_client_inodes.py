@@ -9,7 +9,7 @@ import pytest
 
 from fs.client.catalogs import CatalogRef, Found
 from fs.client.cli import parse_size
-from fs.client.inodes import ROOT, InodeTable, directory_key, file_key
+from fs.client.inodes import ROOT, Inode, InodeTable, directory_key, file_key
 from fs.client.magic import _page
 from fs.client.mountpoints import absolute
 from fs.format.catalog import INSERT_ENTRY, SCHEMA, Catalog, Entry, entry_row
@@ -151,3 +151,70 @@ def test_pages_of_long_values() -> None:
 
 def test_a_mount_point_is_made_absolute_without_touching_it() -> None:
     assert absolute("/proc/self/../none") == Path("/proc/none")
+
+
+def _key(number: int) -> bytes:
+    return directory_key(b"/%d" % number)
+
+
+def _told(table: InodeTable, number: int) -> Inode:
+    return table.remember(_key(number), _found(b"/%d" % number, FILE), 0).inode
+
+
+def test_a_bounded_number_is_awake_and_the_others_are_known_as_well() -> None:
+    table = InodeTable(_found(b"", DIRECTORY), 0, most_awake=2000)
+    inodes = [_told(table, number) for number in range(10_000)]
+
+    awake = [inode for inode in inodes if table.get(inode) is not None]
+    assert len(awake) <= 2000
+    assert len(table) == 10_001
+    assert sorted([*awake, *(inode for inode, _ in table.all_dormant())]) == sorted(inodes)
+    first = table.dormant(inodes[0])
+    assert first is not None
+    assert (first.key, first.paths, first.home, first.lookups) == (_key(0), (b"/0",), HOME, 1)
+    assert table.get(ROOT) is not None
+
+
+def test_who_sleeps_keeps_its_number_and_its_count() -> None:
+    table = InodeTable(_found(b"", DIRECTORY), 0, most_awake=2000)
+    inode = _told(table, 0)
+    _told(table, 0)
+    for number in range(1, 5000):
+        _told(table, number)
+    assert table.get(inode) is None
+    assert table.number(_key(0)) == inode
+
+    table.forget(inode, 1)
+    assert table.dormant(inode) is not None
+    assert _told(table, 0) == inode  # awake again
+    table.forget(inode, 1)
+    assert table.get(inode) is not None
+    table.forget(inode, 1)
+    assert (table.get(inode), table.dormant(inode), len(table)) == (None, None, 5000)
+
+
+def test_who_is_recalled_is_awake_and_another_falls_asleep() -> None:
+    table = InodeTable(_found(b"", DIRECTORY), 0, most_awake=2000)
+    inodes = [_told(table, number) for number in range(5000)]
+    for number in range(3000):
+        table.wake(inodes[number], _found(b"/%d" % number, FILE))
+
+    assert table.get(inodes[2999]) is not None
+    assert len(table) == 5001
+    for inode in inodes:
+        table.forget(inode, 1)
+    assert len(table) == 1
+
+
+def test_an_open_file_whose_name_is_gone_can_be_found_again() -> None:
+    table = InodeTable(_found(b"", DIRECTORY), 0, most_awake=2000)
+    inode = _told(table, 0)
+    node = table.get(inode)
+    assert node is not None
+    node.paths.clear()
+    for number in range(1, 5000):
+        _told(table, number)
+
+    dormant = table.dormant(inode)
+    assert dormant is not None
+    assert dormant.paths == (b"/0",)

@@ -297,6 +297,8 @@ def connect_bytes(database: bytes) -> sqlite3.Connection:
     Raises:
         CatalogError: it is not an SQLite database.
     """
+    if not database:
+        raise CatalogError("not an SQLite database: it is empty")  # SQLite would say that there is no memory
     connection = sqlite3.connect(":memory:", check_same_thread=False, isolation_level=None)
     try:
         connection.deserialize(database)

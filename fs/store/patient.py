@@ -11,7 +11,7 @@ from fs.store.reading import Receiver, Request, Sleep, StorageReader
 
 _log = structlog.get_logger()
 
-PATIENCE_S = 20.0
+PATIENCE_S = 30.0
 _FIRST_PAUSE_S = 0.2
 _LONGEST_PAUSE_S = 2.0
 

@@ -14,7 +14,7 @@ from tests.fuzz.targets import TARGETS
 def test_seeds_and_their_beginnings(name: str) -> None:
     target = TARGETS[name]
     for seed in target.seeds:
-        for length in {len(seed), len(seed) // 2, len(seed) - 1}:
+        for length in {len(seed), len(seed) // 2, len(seed) - 1, 0}:
             with structlog.testing.capture_logs():
                 target.run(seed[:length])
 

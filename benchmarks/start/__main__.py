@@ -2,7 +2,7 @@
 
 Run as root from the project's folder, after ``make containerd-2 nerdctl stargz``::
 
-    benchmarks/make-images.sh IMAGES base sci sixty
+    # IMAGES: OCI layouts, tag 1: base (Debian), sci (it, python3, numpy, scipy, pandas), sixty (it, in 60 layers)
     python -m benchmarks.start --work WORK prepare --images IMAGES      # once; minutes (record: its last step alone)
     python -m benchmarks.start --work WORK measure --out FILE [--way NAME] [--image NAME] [--round-trip-ms N] [--runs N]
     python -m benchmarks.start table FILE…

@@ -67,12 +67,12 @@ def root_images(  # noqa: PLR0913, PLR0917  # what the image is made of
     if view.lookup(placement.root_image_path(chain)) is not None:
         return {}
     link = placement.chain_path(chain) + b"/flat"
-    flat = placement.flat_path(config)
+    rootfs = placement.rootfs_path(config)
     if view.lookup(link) is not None:  # another image with the same layers was first
-        flat = placement.linked_flat_path(view.readlink(link))
+        rootfs = placement.linked_rootfs_path(view.readlink(link))
 
     def data_path(path: bytes, node: Node) -> bytes | None:
-        return flat + path if node.content is not None and node.content.size else None
+        return rootfs + path if node.content is not None and node.content.size else None
 
     try:
         image = build_metadata_image(tree, data_path)

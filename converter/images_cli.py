@@ -197,20 +197,20 @@ def verify(
     Example: unpackd images verify docker.io/library/debian:12 --storage /srv/unpacked
     """
     from converter import inventory
-    from converter.verify import published_digest, signed_provenance
+    from converter.verify import published_digests, signed_provenance
 
     with command_errors(as_json=as_json), reading(storage, url, pubkey, config) as opened:
         if offline and (source is not None or deep is not None or registry):
             raise UsageError("--offline fetches nothing, so --source, --deep and --registry say nothing with it")
         name, one = inventory.chosen(opened.view, image, platform)
         known = signed_provenance(opened.view, one.manifest, opened.fingerprints)
-        digest = published_digest(opened.view, known.config)
+        digests = published_digests(opened.view, known.config)
         document: dict[str, Any] = {
             "name": name,
             "manifest": known.manifest,
             "signed": True,
-            "tree": digest,
-            "tree_as_signed": digest == known.tree,
+            "tree": known.tree,
+            "tree_as_signed": digests == {known.tree},
             "compared": "catalogs" if offline else "image",
             "differences": [],
         }

@@ -28,14 +28,14 @@ from registry_proxy.oci.manifest import Platform
 
 LAYERS, FLAT, METADATA, OWN = b"/.layers", b"/.flat", b"/.metadata", b"/.unpackd"
 CHAINS, CHANGE_SETS, IMAGES = OWN + b"/chains", OWN + b"/layers", OWN + b"/images"
-APPTAINER, PINS, UNNEEDED = OWN + b"/apptainer", OWN + b"/pins", OWN + b"/unneeded.json"
+ROOTFS, PINS, UNNEEDED = OWN + b"/rootfs", OWN + b"/pins", OWN + b"/unneeded.json"
 MULTIARCH = b"/.multiarch"
 
 RECORD_LIMIT_BYTES = 1 << 20
 START_PROFILE_LIMIT_BYTES = 64 << 20
 CHANGE_SET_LIMIT_BYTES = 1 << 32
 
-_NESTED = (LAYERS, FLAT, METADATA, OWN, CHAINS, CHANGE_SETS, IMAGES, APPTAINER)
+_NESTED = (LAYERS, FLAT, METADATA, OWN, CHAINS, CHANGE_SETS, IMAGES, ROOTFS)
 _FAN_OUT = 2
 _ALIASES = {
     "amd64": ("x86_64", "x86-64"),
@@ -77,14 +77,14 @@ def change_set_path(layer: str) -> bytes:
     return placed(CHANGE_SETS, layer) + b"/changeset"
 
 
+def rootfs_path(config: str) -> bytes:
+    """The root file system of the image with the config digest *config*; what containers get."""
+    return placed(ROOTFS, config)
+
+
 def flat_path(config: str) -> bytes:
-    """The root file system of the image with the config digest *config*."""
+    """The same with what Apptainer needs to act on the config, hidden; where users' names lead."""
     return placed(FLAT, config)
-
-
-def apptainer_path(config: str) -> bytes:
-    """The same with what Apptainer needs to act on the config; where users' names lead."""
-    return placed(APPTAINER, config)
 
 
 def chain_path(chain: str) -> bytes:
@@ -102,10 +102,10 @@ def start_profile_path(chain: str) -> bytes:
     return chain_path(chain) + b"/start.json"
 
 
-def linked_flat_path(target: bytes) -> bytes:
-    """The flat tree to which the link ``flat`` of a chain with that *target* leads."""
+def linked_rootfs_path(target: bytes) -> bytes:
+    """The root file system to which the link ``flat`` of a chain with that *target* leads."""
     digits = target.rpartition(b"/")[2]
-    return b"/".join((FLAT, digits[:_FAN_OUT], digits))
+    return b"/".join((ROOTFS, digits[:_FAN_OUT], digits))
 
 
 def image_path(manifest: str) -> bytes:
@@ -156,7 +156,7 @@ def relative_target(link: bytes, target: bytes) -> bytes:
 
 def public_target(link: bytes, config: str) -> bytes:
     """What the symlink at *link* says to lead users to an image; the form DUCC writes: up to the root, then down."""
-    return b"../" * (len(components(link)) - 1) + apptainer_path(config)[1:]
+    return b"../" * (len(components(link)) - 1) + flat_path(config)[1:]
 
 
 # --- platforms
@@ -269,7 +269,7 @@ class Placement:
     new_layers: Mapping[str, NewLayer]  # by digest of the blob
     new_chains: Mapping[str, NewChain]  # by ChainID
     flat: Subtree | None
-    apptainer: Subtree | None
+    rootfs: Subtree | None
     flat_chain: str | None  # ChainID of the whole image, to be linked to its tree; None if it is, or has no layers
     root_images: Mapping[str, Content] = field(default_factory=dict)  # rootfs.erofs by ChainID
     image_files: Mapping[bytes, Content] = field(default_factory=dict)  # of .unpackd/images, by name
@@ -301,8 +301,8 @@ def image_operations(placement: Placement) -> list[Operation]:
             for directory in (placed(LAYERS, layer), placed(CHANGE_SETS, layer))
         ),
         *(chain_path(chain) for chain in placement.new_chains),
+        rootfs_path(config),
         flat_path(config),
-        apptainer_path(config),
         image,
     ]
     done += [MakeDirectory(path, nested=True) for path in sorted({parent_path(path) for path in used})]
@@ -312,20 +312,20 @@ def image_operations(placement: Placement) -> list[Operation]:
             PutFile(layer_record_path(layer), new.record),
             PutFile(change_set_path(layer), new.change_set),
         ]
-    for path, subtree in ((flat_path(config), placement.flat), (apptainer_path(config), placement.apptainer)):
+    for path, subtree in ((rootfs_path(config), placement.rootfs), (flat_path(config), placement.flat)):
         if subtree is not None:
             done.append(Graft(path, subtree))
     for chain, new_chain in placement.new_chains.items():
         done += _chain_operations(chain, new_chain)
     if placement.flat_chain is not None:
         link = chain_path(placement.flat_chain) + b"/flat"
-        done.append(PutSymlink(link, relative_target(link, flat_path(config))))
+        done.append(PutSymlink(link, relative_target(link, rootfs_path(config))))
     done += [PutFile(root_image_path(chain), content) for chain, content in placement.root_images.items()]
     done += [PutFile(image + b"/" + name, content) for name, content in placement.image_files.items()]
     # what was there when the conversion began may have been collected meanwhile
     done += [Require(path) for layer in placement.layers for path in (layerfs_path(layer), change_set_path(layer))]
     done += [Require(chain_path(chain) + b"/layer") for chain in placement.chains]
-    done += [Require(flat_path(config)), Require(apptainer_path(config)), Require(image + b"/provenance.json")]
+    done += [Require(rootfs_path(config)), Require(flat_path(config)), Require(image + b"/provenance.json")]
     if placement.chains:
         done.append(Require(chain_path(placement.chains[-1]) + b"/flat"))
     return done

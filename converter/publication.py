@@ -129,12 +129,12 @@ class Publication:
         chains = placement.chain_ids([layer.description.diff_id for layer in layers])
         tree, new_chains = flatten(repository, view, layers, chains)
         self._meter.stage("publishing")
-        flat = apptainer = None
+        rootfs = flat = None
+        if view.lookup(placement.rootfs_path(config)) is None:
+            rootfs = repository.prepare_subtree(placement.rootfs_path(config), tree)
         if view.lookup(placement.flat_path(config)) is None:
-            flat = repository.prepare_subtree(placement.flat_path(config), tree)
-        if view.lookup(placement.apptainer_path(config)) is None:
             whole = with_apptainer_files(tree, image.config, self._put)
-            apptainer = repository.prepare_subtree(placement.apptainer_path(config), whole)
+            flat = repository.prepare_subtree(placement.flat_path(config), whole)
         has_flat = bool(chains) and view.lookup(placement.chain_path(chains[-1]) + b"/flat") is not None
         return Placement(
             config=config,
@@ -143,8 +143,8 @@ class Publication:
             chains=chains,
             new_layers=new_layers(repository, layers),
             new_chains=new_chains,
+            rootfs=rootfs,
             flat=flat,
-            apptainer=apptainer,
             flat_chain=chains[-1] if chains and not has_flat else None,
             root_images=root_images(repository, view, chains[-1], tree, config, self._note) if chains else {},
             image_files=self._image_files(view, image, tree),

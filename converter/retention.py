@@ -28,13 +28,13 @@ if TYPE_CHECKING:
 DAY_S = 86_400
 _TRIES = 5
 _COMMIT_TIMEOUT_S = 600.0
-_TREE = re.compile(rb"(?:^|/)(?:\.flat|\.unpackd/apptainer)/[0-9a-f]{2}/([0-9a-f]{64})(?:/|$)")
+_TREE = re.compile(rb"(?:^|/)(?:\.flat|rootfs)/[0-9a-f]{2}/([0-9a-f]{64})(?:/|$)")
 _LAYER = re.compile(rb"(?:^|/)\.layers/[0-9a-f]{2}/([0-9a-f]{64})/layerfs$")
 _DIGITS = re.compile(rb"[0-9a-f]{64}")
 _KINDS = {
     "image": placement.IMAGES,
     "flat tree": placement.FLAT,
-    "tree for Apptainer": placement.APPTAINER,
+    "root file system": placement.ROOTFS,
     "layer": placement.LAYERS,
     "change set": placement.CHANGE_SETS,
     "chain": placement.CHAINS,
@@ -67,7 +67,7 @@ class Needs:
 
     images: dict[bytes, str] = field(default_factory=dict)
     configs: dict[bytes, str] = field(default_factory=dict)
-    flats: dict[bytes, str] = field(default_factory=dict)  # configs of trees that only chains need
+    linked: dict[bytes, str] = field(default_factory=dict)  # configs of root file systems that only chains need
     tops: set[bytes] = field(default_factory=set)  # chains of whole images
     layers: dict[bytes, str] = field(default_factory=dict)
     chains: dict[bytes, str] = field(default_factory=dict)
@@ -77,9 +77,9 @@ class Needs:
         match kind:
             case "image":
                 return self.images
+            case "root file system":
+                return self.linked | self.configs
             case "flat tree":
-                return self.flats | self.configs
-            case "tree for Apptainer":
                 return self.configs
             case "chain":
                 return self.chains
@@ -221,9 +221,9 @@ def _follow_chains(view: "View", needs: Needs) -> None:
         layer = _linked(view, chain + b"/layer", _LAYER)
         if layer is not None:
             needs.layers.setdefault(layer, f"a chain of {why}")
-        flat = _linked(view, chain + b"/flat", _TREE)
-        if flat is not None and digits in needs.tops:
-            needs.flats.setdefault(flat, f"a chain of {why}")
+        rootfs = _linked(view, chain + b"/flat", _TREE)
+        if rootfs is not None and digits in needs.tops:
+            needs.linked.setdefault(rootfs, f"a chain of {why}")
 
 
 def _chain(digits: bytes) -> bytes:
@@ -246,8 +246,8 @@ def _without_trees(view: "View", needs: Needs, gone: Collection[str]) -> Iterato
     """Part of larger images, chains stay without the trees of smaller ones that go."""
     for digits in needs.chains.keys() - needs.tops:
         chain = _chain(digits)
-        flat = _linked(view, chain + b"/flat", _TREE)
-        if flat is not None and placement.flat_path(f"sha256:{flat.decode()}").decode() in gone:
+        rootfs = _linked(view, chain + b"/flat", _TREE)
+        if rootfs is not None and placement.rootfs_path(f"sha256:{rootfs.decode()}").decode() in gone:
             yield Remove(chain + b"/flat")
             yield Remove(chain + b"/rootfs.erofs")
             yield Remove(chain + b"/start.json")

@@ -18,11 +18,11 @@ from fs.publish.repository import Repository
 from fs.publish.view import View
 
 
-def reads_of_image(reads: Sequence[Read], chain: str, flat: bytes) -> list[Read]:
-    """Those of *reads* that belong to the root file system of *chain*, whose tree is at *flat*, by their real paths."""
+def reads_of_image(reads: Sequence[Read], chain: str, rootfs: bytes) -> list[Read]:
+    """Those of *reads* that belong to the root file system of *chain*, which is at *rootfs*, by their real paths."""
     own = placement.root_image_path(chain)
     real = [replace(read, path=real_path(read.path)) for read in reads]
-    return [read for read in dict.fromkeys(real) if read.path == own or read.path.startswith(flat + b"/")]
+    return [read for read in dict.fromkeys(real) if read.path == own or read.path.startswith(rootfs + b"/")]
 
 
 def published_profile(view: View, chain: str) -> list[Read] | None:
@@ -43,9 +43,9 @@ def publish_profile(repository: Repository, chains: Sequence[str], recorded: byt
     view = repository.view()
     link = placement.chain_path(chains[-1]) + b"/flat" if chains else b""
     if not chains or view.lookup(link) is None:
-        raise ImageRefusedError("the image has no flat tree, so nodes have no use for a start profile")
-    flat = placement.linked_flat_path(view.readlink(link))
-    reads = reads_of_image(parse_profile(recorded), chains[-1], flat)
+        raise ImageRefusedError("no node starts this image from one tree, so a start profile has no use")
+    rootfs = placement.linked_rootfs_path(view.readlink(link))
+    reads = reads_of_image(parse_profile(recorded), chains[-1], rootfs)
     if not reads:
         raise ImageRefusedError("nothing in the profile belongs to this image; record it where the image was started")
     document = profile_document(repository.name, view.revision, reads)

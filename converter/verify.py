@@ -12,6 +12,7 @@ import stat
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -201,13 +202,18 @@ def verified_provenance(stored: bytes, manifest: str, fingerprints: "Collection[
     return known
 
 
-def published_digest(view: View, config: str) -> str:
-    """The digest of the flat tree that is published now. Raises AbsentError."""
-    return digest_of(items_of_view(view, placement.flat_path(config)))
+def published_trees(config: str) -> tuple[bytes, bytes]:
+    """Where the image is: what containers get, and what users list."""
+    return placement.rootfs_path(config), placement.flat_path(config)
+
+
+def published_digests(view: View, config: str) -> set[str]:
+    """The digests of the trees that are published now; a single one if they are alike. Raises AbsentError."""
+    return {digest_of(items_of_view(view, tree)) for tree in published_trees(config)}
 
 
 def compare_published(expected: Recomputed, view: View, config: str, store: "ObjectReader") -> Iterator[Finding]:
-    """What the published flat tree has that the image has not, and the other way round."""
+    """What the published trees have that the image has not, and the other way round; told once if both differ."""
 
     def same(wanted: Content, found: Content) -> bool:
         if objects_of(wanted) == objects_of(found):
@@ -219,7 +225,10 @@ def compare_published(expected: Recomputed, view: View, config: str, store: "Obj
             hasher.update(part)
         return hasher.digest() == expected.sha256[wanted]
 
-    return _compare(items_of_tree(expected.root), items_of_view(view, placement.flat_path(config)), same)
+    found = (
+        _compare(items_of_tree(expected.root), items_of_view(view, tree), same) for tree in published_trees(config)
+    )
+    return iter(dict.fromkeys(chain.from_iterable(found)))
 
 
 def _compare(

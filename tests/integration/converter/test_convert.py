@@ -83,7 +83,7 @@ def test_image_of_a_registry_is_listed_under_the_path_that_is_printed(
     assert ended.stdout == f"/{registry.host}/lib/app:1.0\n"
     view = target.repository.view()
     config = digest(layout.config).removeprefix("sha256:")
-    public = f"../../.unpackd/apptainer/{config[:2]}/{config}"
+    public = f"../../.flat/{config[:2]}/{config}"
     assert view.readlink(ended.stdout.strip().encode()) == public.encode()
     assert target.names(f"/.flat/{config[:2]}/{config}") == ["app", "etc", "lib", "usr"]
     assert target.names(f"/.flat/{config[:2]}/{config}/usr/lib") == ["x.so"]

@@ -17,6 +17,7 @@ from converter.conversion import ConversionRequest
 from converter.pipeline import convert_image
 from converter.placement import chain_ids, chain_path
 from converter.sources import parse_source
+from converter.verify import published_digests
 from fs.publish.repository import Repository
 from tests.support.images import Layout, Member, digest, directory, hardlink, make_layout, symlink
 from tests.support.materialise import materialise
@@ -85,7 +86,9 @@ def unpacked_by_umoci(layout: Layout, bundle: Path) -> dict[bytes, Described] | 
 def published(layout: Layout, repository: Repository, target: Path) -> dict[bytes, Described]:
     request = ConversionRequest(source=parse_source(layout.source))
     result = anyio.run(convert_image, request, repository)
-    materialise(repository.view(), result.flat_path.encode(), target)
+    view = repository.view()
+    materialise(view, result.flat_path.encode(), target)
+    assert len(published_digests(view, result.config_digest)) == 1, "containers and users get the same"
     return describe(target)
 
 

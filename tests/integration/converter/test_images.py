@@ -125,7 +125,7 @@ def test_removed_name_is_gone_and_its_tree_stays_until_it_is_collected(house: Ho
     assert house.run("rm", "r.test/app:1", writes=True).exit_code == 10
     first = house.collect(grace_days=1)
     assert {one["kind"] for one in first["unneeded"]} == {
-        "image", "flat tree", "tree for Apptainer", "layer", "change set", "chain",
+        "image", "flat tree", "root file system", "layer", "change set", "chain",
     }  # fmt: skip
     assert first["removed"] == 0
     assert house.has(flat)
@@ -143,9 +143,9 @@ def test_what_other_images_need_stays(house: House, layout: Layout, tmp_path: Pa
     house.run("rm", "r.test/app:1", "r.test/other:1", writes=True)
     gone = {one["path"] for one in house.collect(grace_days=0)["unneeded"]}
 
-    # the chain that both images have leads to the flat tree of the first
-    assert first.flat_path not in gone
-    assert placement.apptainer_path(first.config_digest).decode() in gone
+    # the chain that both images have leads to the root file system of the first
+    assert placement.rootfs_path(first.config_digest).decode() not in gone
+    assert first.flat_path in gone
     assert placement.image_path(first.manifest_digest).decode() in gone
     layers = {path for path in gone if path.startswith("/.layers/")}
     assert len(layers) == 1

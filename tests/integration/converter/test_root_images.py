@@ -8,7 +8,7 @@ import pytest
 
 from converter.conversion import ConversionRequest, ConversionResult
 from converter.pipeline import convert_image
-from converter.placement import chain_ids, root_image_path
+from converter.placement import chain_ids, root_image_path, rootfs_path
 from converter.sources import parse_source
 from fs.publish.repository import Repository
 from tests.support.images import Layout, Member, directory, hardlink, make_layout, symlink
@@ -46,13 +46,13 @@ def test_the_image_names_the_data_of_every_file_with_data(tmp_path: Path, keys: 
     target = repository(tmp_path / "storage", keys)
     layout = make_layout(tmp_path / "layout", [BASE, APP])
 
-    flat = convert(target, layout).flat_path.encode()
+    rootfs = rootfs_path(convert(target, layout).config_digest)
 
     found = image(target, layout)
     assert found[1024:1028] == bytes.fromhex("e2e1f5e0")
-    assert (found.count(flat + b"/app"), found.count(flat + b"/etc/os-release")) == (1, 1)
-    assert flat + b"/empty" not in found
-    assert flat + b"/etc/app" not in found, "a hard link is one inode"
+    assert (found.count(rootfs + b"/app"), found.count(rootfs + b"/etc/os-release")) == (1, 1)
+    assert rootfs + b"/empty" not in found
+    assert rootfs + b"/etc/app" not in found, "a hard link is one inode"
 
 
 def test_the_same_image_gives_the_same_bytes(tmp_path: Path, keys: Path) -> None:

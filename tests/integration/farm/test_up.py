@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from converter.placement import linked_flat_path
+from converter.placement import FLAT, placed
 from fs.publish.repository import Repository
 from tests.support.images import Member, directory, make_layout
 from tests.support.processes import free_port, listens, require_tool, running, wait_until
@@ -100,7 +100,8 @@ def read(stack: Path, public_path: bytes) -> bytes | None:
     link = view.lookup(public_path)
     if link is None:
         return None
-    return view.read(linked_flat_path(view.readlink(public_path)) + b"/etc/x", 100)
+    digits = view.readlink(public_path).rpartition(b"/")[2].decode()
+    return view.read(placed(FLAT, f"sha256:{digits}") + b"/etc/x", 100)
 
 
 def children(pid: int) -> dict[str, int]:

@@ -51,7 +51,7 @@ def test_relative_targets(link: bytes, target: bytes, text: bytes) -> None:
 
 
 def test_public_symlink_is_as_ducc_writes_it() -> None:
-    tree = b".unpackd/apptainer/c0/" + b"c0" * 32
+    tree = b".flat/c0/" + b"c0" * 32
     assert placement.public_target(b"/registry.example/lib/x:1", CONFIG) == b"../../" + tree
     assert placement.public_target(b"/registry.example/x:1", CONFIG) == b"../" + tree
 
@@ -116,8 +116,8 @@ def test_images_are_complete_before_their_name() -> None:
             chains=[CHAIN],
             new_layers={},
             new_chains={CHAIN: NewChain(layer=LAYER, parent=None, own_layer=None)},
+            rootfs=None,
             flat=None,
-            apptainer=None,
             flat_chain=CHAIN,
             root_images={CHAIN: SOME},
             image_files={b"manifest.json": SOME},
@@ -129,10 +129,11 @@ def test_images_are_complete_before_their_name() -> None:
     links = {operation.path: operation.target for operation in made if isinstance(operation, PutSymlink)}
     chain = b"/.unpackd/chains/9c/" + b"9c" * 32
     assert links[chain + b"/layer"] == b"../../../../.layers/1a/" + b"1a" * 32 + b"/layerfs"
-    assert links[chain + b"/flat"] == b"../../../../.flat/c0/" + b"c0" * 32
+    assert links[chain + b"/flat"] == b"../../../rootfs/c0/" + b"c0" * 32
     assert PutFile(chain + b"/rootfs.erofs", SOME) in made
     required = {operation.path for operation in made if isinstance(operation, Require)}
-    assert {b"/.flat/c0/" + b"c0" * 32, chain + b"/layer", chain + b"/flat"} <= required
+    trees = {b"/.flat/c0/" + b"c0" * 32, b"/.unpackd/rootfs/c0/" + b"c0" * 32}
+    assert trees | {chain + b"/layer", chain + b"/flat"} <= required
 
 
 def naming(**fields: object) -> Naming:
@@ -143,7 +144,7 @@ def naming(**fields: object) -> Naming:
 def test_public_symlink_comes_last() -> None:
     made = placement.naming_operations(naming())
 
-    assert made[-1] == PutSymlink(b"/r.example/x:1", b"../.unpackd/apptainer/c0/" + b"c0" * 32)
+    assert made[-1] == PutSymlink(b"/r.example/x:1", b"../.flat/c0/" + b"c0" * 32)
     assert PutFile(b"/.metadata/r.example/x:1/source.json", SOME) in made
 
 
@@ -155,8 +156,8 @@ def test_several_platforms_have_links_of_their_own_and_the_name_varies() -> None
     )
 
     links = {operation.path: operation.target for operation in made if isinstance(operation, PutSymlink)}
-    assert links[b"/.multiarch/amd64/r.example/x:1"] == b"../../../.unpackd/apptainer/c0/" + b"c0" * 32
-    assert links[b"/.multiarch/arm64:v8/r.example/x:1"] == b"../../../.unpackd/apptainer/3a/" + b"3a" * 32
+    assert links[b"/.multiarch/amd64/r.example/x:1"] == b"../../../.flat/c0/" + b"c0" * 32
+    assert links[b"/.multiarch/arm64:v8/r.example/x:1"] == b"../../../.flat/3a/" + b"3a" * 32
     assert (links[b"/.multiarch/aarch64"], links[b"/.multiarch/x86_64"]) == (b"arm64:v8", b"amd64")
     target = b"../.multiarch/$(CVMFS_ARCH:-amd64)/r.example/x:1"
     assert made[-1] == PutSymlink(b"/r.example/x:1", target, expands=True)

@@ -61,7 +61,8 @@ class CatalogOptions:
 
     most_rows: int = 50_000  # a catalog above this is split, if its directories allow it
     least_rows: int = 1_000  # smaller directories are not worth a catalog
-    most_changed_rows: int = 10_000  # a catalog that commits let grow above this is split: each rewrites it
+    most_changed_rows: int = 4_000  # a catalog that commits let grow above this is split: each rewrites it
+    least_changed_rows: int = 250  # and smaller directories stay in it
     algorithm: Algorithm = Algorithm.SHA1
     level: int = FAST_LEVEL
     last_modified_unix_s: int = 0  # a constant, so that equal trees give equal catalogs

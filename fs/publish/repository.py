@@ -265,7 +265,7 @@ class Repository:
             revision = manifest.revision + 1
             keep = partial(self._keep, manifest.root_catalog.algorithm)
             sizes = self._settings.catalogs
-            transaction.split(sizes.most_changed_rows, sizes.least_rows)
+            transaction.split(sizes.most_changed_rows, sizes.least_changed_rows)
             root = transaction.seal(keep, revision=revision, last_modified_unix_s=now_s, ttl_s=ttl_s)
         finally:
             transaction.close()

@@ -39,6 +39,7 @@ class Dormants:
             "CREATE TABLE dormant (inode INTEGER PRIMARY KEY, key BLOB, home INTEGER, inside INTEGER,"
             " is_directory INTEGER, lookups INTEGER, paths BLOB)"
         )
+        self._db.execute("CREATE INDEX by_home ON dormant (home, inode)")
         self._count = 0
         self._catalogs: list[CatalogRef] = []
         self._numbers: dict[CatalogRef, int] = {}
@@ -90,13 +91,13 @@ class Dormants:
         return found
 
     def items(self) -> Iterator[tuple[int, Dormant]]:
-        """All of them by number; others may be put and taken meanwhile."""
-        last = -1
+        """All of them, those of one catalog after the other; others may be put and taken meanwhile."""
+        last = (-1, -1)
         while True:
-            statement = _SELECT + "WHERE inode>? ORDER BY inode LIMIT ?"
-            rows = self._db.execute(statement, (last, _ROWS_AT_ONCE)).fetchall()
+            statement = _SELECT + "WHERE (home, inode) > (?, ?) ORDER BY home, inode LIMIT ?"
+            rows = self._db.execute(statement, (*last, _ROWS_AT_ONCE)).fetchall()
             if not rows:
                 return
             for *row, inode in rows:
                 yield inode, self._dormant(*row)
-                last = inode
+            last = rows[-1][1], rows[-1][-1]

@@ -232,5 +232,5 @@ class InodeTable:
         return self._directories.get(path)
 
     def known(self) -> Iterator[Node]:
-        """All nodes, as they are now."""
-        return iter(list(self._nodes.values()))
+        """All nodes, as they are now, those of one catalog after the other."""
+        return iter(sorted(self._nodes.values(), key=lambda node: node.found.home.mountpoint))

@@ -162,7 +162,6 @@ class ObjectCache:
         if opened is None:
             opened = self._open_file(text)
             if opened is None:
-                self.counts.misses += 1
                 return None
         self.counts.hits += 1
         self._open.move_to_end(text)

@@ -6,7 +6,10 @@ than half of the quota, those that are opened then are not pinned, except while 
 
 import sqlite3
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
+from typing import TypeVar
 from urllib.parse import quote
 
 import structlog
@@ -23,6 +26,7 @@ from fs.format.lookup import serving_catalog
 from fs.store.single_flight import SingleFlight
 
 _log = structlog.get_logger()
+T = TypeVar("T")
 
 _LIMIT_BYTES = 2 << 30
 _IN_MEMORY_LIMIT_BYTES = 256 << 20  # where the cache takes nothing
@@ -62,11 +66,25 @@ class _Open:
             self.file.close()
 
 
+class NeedsCatalog(Exception):  # noqa: N818  # a request, not an error
+    """What was asked cannot be answered without waiting: the catalog *ref* has to be opened first.
+
+    None is the catalog of the snapshots, which has to be made.
+    """
+
+    def __init__(self, ref: CatalogRef | None) -> None:
+        super().__init__(ref)
+        self.ref = ref
+
+
 class Catalogs:
     """Opens catalogs on demand and keeps the ones used last.
 
     A Catalog that ``get`` returned may be closed at any later await: use it before the next one. All of it belongs to
     one event loop. Single look-ups run in it: they take some ten microseconds, less than the way to a thread.
+
+    Whatever can be asked has a form that ends in ``_now``: it answers from open catalogs without an await, or raises
+    NeedsCatalog, and changes nothing then. ``answered`` repeats such a question until its catalogs are open.
     """
 
     def __init__(self, objects: Objects, *, most_open: int = 128) -> None:
@@ -88,13 +106,30 @@ class Catalogs:
             CatalogError: it is not one.
             AbsentError, CorruptError, RefusedError, UnreachableError: it cannot be had.
         """
+        return await self.answered(lambda: self.get_now(ref))
+
+    def get_now(self, ref: CatalogRef) -> Catalog:
+        """As ``get``. Raises NeedsCatalog."""
+        found = self._open.get(ref)
+        if found is None or (found.file is not None and found.file.state() != found.state):
+            raise NeedsCatalog(ref)
+        self._open.move_to_end(ref)
+        return found.catalog
+
+    async def answered(self, question: Callable[[], T]) -> T:
+        """What *question* returns; it is asked again after each catalog that it needed. Raises as ``get`` does."""
         while True:
+            try:
+                return question()
+            except NeedsCatalog as need:
+                ref = need.ref
+            if ref is None:
+                if self.snapshots is not None:
+                    await self.snapshots.make()
+                continue
             found = self._open.get(ref)
             if found is None:
-                await self._opening.run(ref, lambda: self._open_anew(ref))
-            elif found.file is None or found.file.state() == found.state:
-                self._open.move_to_end(ref)
-                return found.catalog
+                await self._opening.run(ref, partial(self._open_anew, ref))
             else:
                 await self._check_again(ref, found)
 
@@ -154,35 +189,46 @@ class Catalogs:
 
     async def find(self, start: CatalogRef, path: bytes) -> Found | None:
         """The entry at *path*, searched from catalog *start*, which is at or above its parent. Raises as ``get``."""
-        home, catalog = await self._walk(await self._beginning(start, path), path, entering=False)
+        return await self.answered(lambda: self.find_now(start, path))
+
+    def find_now(self, start: CatalogRef, path: bytes) -> Found | None:
+        """As ``find``. Raises NeedsCatalog."""
+        home, catalog = self._walk(self._beginning(start, path), path, entering=False)
         entry = catalog.lookup(path)
         return None if entry is None else found_in(catalog, home, path, entry)
 
     async def listing(self, start: CatalogRef, path: bytes, *, most: int = -1) -> list[Found]:
         """What is in the directory at *path*, hidden entries included; *most* bounds it. Raises as ``get``."""
-        home, catalog = await self._walk(await self._beginning(start, path), path, entering=True)
+        return await self.answered(lambda: self.listing_now(start, path, most=most))
+
+    def listing_now(self, start: CatalogRef, path: bytes, *, most: int = -1) -> list[Found]:
+        """As ``listing``. Raises NeedsCatalog."""
+        home, catalog = self._walk(self._beginning(start, path), path, entering=True)
         return [found_in(catalog, home, path + b"/" + entry.name, entry) for entry in catalog.listing(path, most=most)]
 
     async def serving(self, start: CatalogRef, path: bytes) -> CatalogRef:
         """The catalog that lists the directory at *path*, whether that exists or not. Raises as ``get``."""
-        return (await self._walk(await self._beginning(start, path), path, entering=True))[0]
+        return await self.answered(lambda: self._walk(self._beginning(start, path), path, entering=True)[0])
 
-    async def _beginning(self, start: CatalogRef, path: bytes) -> CatalogRef:
-        """Where to begin to look for *path*: snapshots are in no catalog of the repository."""
+    def _beginning(self, start: CatalogRef, path: bytes) -> CatalogRef:
+        """Where to begin to look for *path*: snapshots are in no catalog of the repository. Raises NeedsCatalog."""
         if self.snapshots is None or not is_inside(path) or is_inside(start.mountpoint):
             return start
-        name = await self.snapshots.name()
+        if not self.snapshots.is_made:
+            raise NeedsCatalog(None)
+        name = self.snapshots.name_now()
         return start if name is None else CatalogRef(name, FOLDER)
 
-    async def _walk(self, start: CatalogRef, path: bytes, *, entering: bool) -> tuple[CatalogRef, Catalog]:
+    def _walk(self, start: CatalogRef, path: bytes, *, entering: bool) -> tuple[CatalogRef, Catalog]:
+        """The catalog that serves *path*, from *start* on. Raises NeedsCatalog."""
         reached = start
-        catalog = await self.get(start)
+        catalog = self.get_now(start)
         walk = serving_catalog(catalog, path, entering=entering)
         try:
             reference = next(walk)
             while True:
                 reached = CatalogRef(reference.hash, reference.path)
-                reference = walk.send(await self.get(reached))
+                reference = walk.send(self.get_now(reached))
         except StopIteration as stop:
             arrived: Catalog = stop.value
             return reached, arrived

@@ -85,31 +85,40 @@ class Objects:
             AbsentError, CorruptError, RefusedError, UnreachableError: no server gives it.
         """
         for _ in range(2):  # a second time if the cached copy turns out to be damaged
-            data = self._in_memory(ref)
+            data = self.read_now(ref, offset, size)
             if data is not None:
-                return data[offset : offset + size]
-            kept: ObjectCache | PreloadedCaches = self.preloaded
-            found = self.preloaded.find(ref.hash)
-            if found is None:
-                kept = self.cache
-                found = self.cache.find(ref.hash)
-            if found is None:
-                try:
-                    data = await self._fetching.run(ref.hash, lambda: self._fetch(ref))
-                except CacheFullError:
-                    break
-                if data is not None:
-                    _check_size(ref, len(data))
-                    return data[offset : offset + size]
-                found = self.cache.find(ref.hash)
-                if found is None:
-                    break
-            _check_size(ref, found.size_bytes)
+                return data
+            self.cache.counts.misses += 1
             try:
-                return self._read_file(found, ref, offset, size)
-            except (CorruptError, OSError) as error:
-                kept.discard(ref.hash, error)
+                data = await self._fetching.run(ref.hash, lambda: self._fetch(ref))
+            except CacheFullError:
+                break
+            if data is not None:
+                _check_size(ref, len(data))
+                return data[offset : offset + size]
+            data = self.read_now(ref, offset, size)
+            if data is not None:
+                return data
         return await self._read_past_cache(ref, offset, size)
+
+    def read_now(self, ref: ObjectRef, offset: int, size: int) -> bytes | None:
+        """As ``read``, if the object has arrived; else None. A damaged copy is removed. Raises CorruptError."""
+        data = self._in_memory(ref)
+        if data is not None:
+            return data[offset : offset + size]
+        kept: ObjectCache | PreloadedCaches = self.preloaded
+        found = self.preloaded.find(ref.hash)
+        if found is None:
+            kept = self.cache
+            found = self.cache.find(ref.hash)
+        if found is None:
+            return None
+        _check_size(ref, found.size_bytes)
+        try:
+            return self._read_file(found, ref, offset, size)
+        except (CorruptError, OSError) as error:
+            kept.discard(ref.hash, error)
+            return None
 
     def _in_memory(self, ref: ObjectRef) -> bytes | None:
         """The whole object if it is in memory."""
@@ -237,6 +246,11 @@ class Objects:
             self.cache.unclaim(name)
             return True
         return name in self.cache
+
+    @property
+    def is_fetching(self) -> bool:
+        """True while something is fetched."""
+        return self._fetching.is_busy
 
     def is_arriving(self, name: Hash) -> bool:
         """True if it was verified and is on its way into the cache."""

@@ -16,7 +16,7 @@ import structlog
 
 from fs.client.catalogs import CatalogRef, Found
 from fs.client.content_view import DATA_MODE, VIEW, data_key, is_data, real_path
-from fs.client.contents import read_content
+from fs.client.contents import content_at_hand, read_content
 from fs.client.dormants import Dormant
 from fs.client.errnos import FileError
 from fs.client.inodes import Inode, InodeTable, Node, directory_key, file_key
@@ -129,39 +129,40 @@ class Operations:
             FileError: *parent* is no directory.
             FsError: a catalog cannot be had.
         """
-        while True:
-            generation = self.generation
-            node = await self.directory(parent)
-            path = node.found.path + b"/" + name
-            start = self.repository.revision.root if path == VIEW else node.found.inside
-            found = await self._find(start, path)
-            key = None if found is None else await self._key(found)
-            if generation == self.generation:
-                break  # else a newer revision came in between; its answer counts
-        if found is None or key is None:
+        return await self.repository.catalogs.answered(lambda: self.lookup_now(parent, name))
+
+    def lookup_now(self, parent: int, name: bytes) -> Attributes | None:
+        """As ``lookup``. Raises NeedsCatalog."""
+        node = self.directory_now(parent)
+        path = node.found.path + b"/" + name
+        found = self._find_now(self.repository.revision.root if path == VIEW else node.found.inside, path)
+        if found is None:
             self._remember_negative(path)
             return None
+        key = self.key_now(found)
+        if is_data(found) and self.pins:
+            self._pin(found, self.repository.content_now(found.home, real_path(path), found.entry))
         known = self.inodes.remember(key, found, node.generation)
         if is_data(found):
             known.found = found  # many paths lead here: who looked last will read
-            await self._pin(known)
         return self._attributes(known.inode, found)
 
     async def _find(self, start: CatalogRef, path: bytes) -> Found | None:
-        """The entry at *path*, which may be in the content view, searched from catalog *start*. Raises FsError."""
-        found = await self.repository.catalogs.find(start, real_path(path))
+        return await self.repository.catalogs.answered(lambda: self._find_now(start, path))
+
+    def _find_now(self, start: CatalogRef, path: bytes) -> Found | None:
+        """The entry at *path*, which may be in the content view, searched from catalog *start*. Raises NeedsCatalog."""
+        found = self.repository.catalogs.find_now(start, real_path(path))
         return found if found is None or found.path == path else replace(found, path=path)
 
-    async def _pin(self, node: Node) -> None:
-        """What *node* is made of is used by whoever has pinned a tree that it is in."""
-        if not self.pins:
-            return
-        pins = self.pins.over(real_path(node.found.path))
+    def _pin(self, found: Found, placed: Placed) -> None:
+        """What a file is made of is used by whoever has pinned a tree that it is in."""
+        pins = self.pins.over(real_path(found.path))
         if pins:
-            content = (await self.content(node)).content
+            content = placed.content
             chunks = [chunk.hash for chunk in content.chunks] if content.hash is None else [content.hash]
             for pin in pins:
-                self.pins.used(pin, (*chunks, node.found.home.hash))
+                self.pins.used(pin, (*chunks, found.home.hash))
 
     def _remember_negative(self, path: bytes) -> None:
         if path not in self._negatives and self.absent_recorder is not None:
@@ -171,12 +172,16 @@ class Operations:
             self._negatives.popitem(last=False)
 
     async def _key(self, found: Found) -> bytes:
+        return await self.repository.catalogs.answered(lambda: self.key_now(found))
+
+    def key_now(self, found: Found) -> bytes:
+        """What identifies an entry. Raises NeedsCatalog."""
         if found.entry.is_directory:
             return directory_key(found.path)
         path = real_path(found.path)
         if is_data(found):
-            return data_key(await self.repository.content(found.home, path, found.entry), found.entry)
-        return file_key(await self.repository.catalogs.get(found.home), path, found.entry)
+            return data_key(self.repository.content_now(found.home, path, found.entry), found.entry)
+        return file_key(self.repository.catalogs.get_now(found.home), path, found.entry)
 
     def _node(self, inode: int) -> Node:
         node = self.inodes.get(inode)
@@ -186,22 +191,29 @@ class Operations:
 
     async def directory(self, inode: int) -> Node:
         """Directory *inode* as it is in the newest revision, or, if it is gone there, as it was last."""
+        return await self.repository.catalogs.answered(lambda: self.directory_now(inode))
+
+    def directory_now(self, inode: int) -> Node:
+        """As ``directory``. Raises NeedsCatalog."""
         node = self._node(inode)
         if not node.found.entry.is_directory:
             raise FileError(errno.ENOTDIR)
-        generation = self.generation
-        if node.generation != generation:
-            found = await self._find(self.repository.revision.root, node.found.path)
+        if node.generation != self.generation:
+            found = self._find_now(self.repository.revision.root, node.found.path)
             if found is not None and found.entry.is_directory:
                 node.found = found
-            node.generation = generation
+            node.generation = self.generation
         return node
 
     async def attributes(self, inode: int) -> Attributes:
         """What stat shows of *inode*. Raises FileError, FsError."""
+        return await self.repository.catalogs.answered(lambda: self.attributes_now(inode))
+
+    def attributes_now(self, inode: int) -> Attributes:
+        """As ``attributes``. Raises NeedsCatalog."""
         node = self._node(inode)
         if node.found.entry.is_directory:
-            node = await self.directory(inode)
+            node = self.directory_now(inode)
         return self._attributes(node.inode, node.found)
 
     def _attributes(self, inode: Inode, found: Found) -> Attributes:
@@ -275,10 +287,14 @@ class Operations:
 
     async def content(self, node: Node) -> Placed:
         """Where the bytes of *node* are. Raises CatalogError and what getting the catalog raises."""
+        return await self.repository.catalogs.answered(lambda: self.content_now(node))
+
+    def content_now(self, node: Node) -> Placed:
+        """As ``content``. Raises NeedsCatalog."""
         placed = self._contents.get(node.inode)
         if placed is None:
             found = node.found
-            placed = await self.repository.content(found.home, real_path(found.path), found.entry)
+            placed = self.repository.content_now(found.home, real_path(found.path), found.entry)
             self._contents[node.inode] = placed
             if len(self._contents) > _CONTENTS:
                 self._contents.popitem(last=False)
@@ -290,22 +306,36 @@ class Operations:
         """At most *size* bytes of file *inode* from *offset* on; fewer at its end only. Raises FileError, FsError."""
         node = self._node(inode)
         placed = await self.content(node)
-        content = placed.content
-        end = min(offset + size, content.size)
+        end = min(offset + size, placed.content.size)
         if offset >= end:
             return b""
-        path = real_path(node.found.path)
-        if content.hash is not None:
+        self._note_read(node.found, placed, offset, end - offset)
+        return await read_content(self.repository.objects, placed, offset, end - offset)
+
+    def read_now(self, inode: int, offset: int, size: int) -> bytes | None:
+        """As ``read`` if the bytes are at hand; else None, and nothing was noted. Raises NeedsCatalog."""
+        node = self._node(inode)
+        placed = self.content_now(node)
+        size = min(size, placed.content.size - offset)
+        if size <= 0:
+            return b""
+        data = content_at_hand(self.repository.objects, placed, offset, size)
+        if data is not None:
+            self._note_read(node.found, placed, offset, size)
+        return data
+
+    def _note_read(self, found: Found, placed: Placed, offset: int, size: int) -> None:
+        path = real_path(found.path)
+        if placed.content.hash is not None:
             self.recorder.whole(path)
-            self._look_around(node.found, placed)
+            self._look_around(found, placed)
         else:
-            self._look_ahead(path, placed, offset, end - offset)
+            self._look_ahead(path, placed, offset, size)
         if self.pins:
-            await self._pin(node)
+            self._pin(found, placed)
             for pin in self.pins.over(path):
                 pin.files_read += not offset
-                pin.bytes_read += end - offset
-        return await read_content(self.repository.objects, placed, offset, end - offset)
+                pin.bytes_read += size
 
     def _look_around(self, found: Found, placed: Placed) -> None:
         """Let the small files beside a small file be fetched, if several of that directory were missing.

@@ -293,13 +293,21 @@ class Repository:
         """The entry at canonical *path* in the revision that is shown, or None."""
         return await self.catalogs.find(self.revision.root, path)
 
+    def find_now(self, path: bytes) -> Found | None:
+        """As ``find``. Raises NeedsCatalog."""
+        return self.catalogs.find_now(self.revision.root, path)
+
     async def listing(self, path: bytes) -> list[Found]:
         """What is in the directory at *path*, hidden entries included."""
         return await self.catalogs.listing(self.revision.root, path)
 
     async def content(self, home: CatalogRef, path: bytes, entry: Entry) -> Placed:
         """Where the bytes of a regular file are. Raises CatalogError."""
-        catalog = await self.catalogs.get(home)
+        return await self.catalogs.answered(lambda: self.content_now(home, path, entry))
+
+    def content_now(self, home: CatalogRef, path: bytes, entry: Entry) -> Placed:
+        """As ``content``. Raises NeedsCatalog."""
+        catalog = self.catalogs.get_now(home)
         content = catalog.content(path, entry)
         if not entry.flags & Flag.EXTERNAL:
             return Placed(content)

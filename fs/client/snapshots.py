@@ -53,17 +53,24 @@ class Snapshots:
         self._tags = tags
         self._made: OrderedDict[Hash, bytes] = OrderedDict()
 
-    async def name(self) -> Hash | None:
-        """The name of the catalog, which can be opened from now on; None if there are no tags. Raises FsError."""
+    def name_now(self) -> Hash | None:
+        """The name of the catalog, which can be opened if it ``is_made``; None if there are no tags."""
         history = self._source()
-        if history is None:
-            return None
-        name = Hash.of(FOLDER + str(history).encode())
-        if name not in self._made:
+        return None if history is None else Hash.of(FOLDER + str(history).encode())
+
+    @property
+    def is_made(self) -> bool:
+        """True if there is nothing to do before the catalog can be opened."""
+        name = self.name_now()
+        return name is None or name in self._made
+
+    async def make(self) -> None:
+        """Make the catalog of the revision that is shown. Raises FsError."""
+        name = self.name_now()
+        if name is not None and name not in self._made:
             self._made[name] = _database(await self._tags())
             if len(self._made) > _KEPT:
                 self._made.popitem(last=False)
-        return name
 
     def open(self, name: Hash) -> Catalog | None:
         """The catalog called *name*, or None if it is not one of ours."""

@@ -15,12 +15,12 @@ from dataclasses import dataclass
 import anyio.lowlevel
 import structlog
 
-from fs.client.catalogs import Found
+from fs.client.catalogs import Found, NeedsCatalog
 from fs.client.errnos import FileError, errno_of
 from fs.client.frontend import Kept, count_fault, describe
 from fs.client.inodes import directory_key
 from fs.client.magic import MagicAttributes, MountFacts
-from fs.client.operations import Operations
+from fs.client.operations import Attributes, Operations
 from fs.client.wire_journal import Journal
 from fs.client.wire_messages import (
     READ_LIMIT_BYTES,
@@ -49,6 +49,7 @@ from fs.format.paths import parent_path
 
 _log = structlog.get_logger()
 _Handler = Callable[[int, bytes], Awaitable[bytes]]
+_Quick = Callable[[int, bytes], bytes | None]
 
 _LISTINGS = 64
 _LISTED_ENTRIES = 250_000  # over all listings that are kept
@@ -118,6 +119,13 @@ class WireFrontend:
         self._magic = MagicAttributes(operations, facts)
         self._listings = OrderedDict[int, _Listing]()
         self._listed = 0
+        self._quick: dict[int, _Quick] = {
+            Operation.LOOKUP: self._lookup_now,
+            Operation.GETATTR: self._getattr_now,
+            Operation.READ: self._read_now,
+            Operation.READDIR: self._readdir_now,
+            Operation.READDIRPLUS: self._readdirplus_now,
+        }
         self._handlers: dict[int, _Handler] = {
             Operation.LOOKUP: self._lookup,
             Operation.GETATTR: self._getattr,
@@ -158,14 +166,32 @@ class WireFrontend:
             return errno.ENOTTY
         return errno.EROFS if request.operation in _READ_ONLY else errno.ENOSYS
 
+    def answer_now(self, request: Request) -> bytes | None:
+        """Body of the answer if it is a good one that needs no waiting; else None, and ``answer`` has to be called."""
+        quick = self._quick.get(request.operation)
+        if quick is None or self.operations.inodes.dormant(request.inode) is not None:
+            return None
+        try:
+            body = quick(request.inode, request.body)
+        except NeedsCatalog:
+            return None
+        except Exception:  # noqa: BLE001  # whatever it is happens again in ``answer``, which knows what to do
+            return None
+        if body is not None:
+            self._keep_news()
+        return body
+
+    def _keep_news(self) -> None:
+        if self._journal is not None and self._journal.has_news:
+            self._journal.flush()
+
     async def answer(self, request: Request) -> tuple[int, bytes]:
         """Errno and body of the answer."""
         try:
             if self.operations.inodes.dormant(request.inode) is not None:
                 await self.operations.recall(request.inode)
             body = await self._handlers[request.operation](request.inode, request.body)
-            if self._journal is not None and self._journal.has_news:
-                self._journal.flush()
+            self._keep_news()
             return 0, body  # noqa: TRY300  # the end of the only good way
         except FileError as error:
             return error.code, b""
@@ -189,13 +215,21 @@ class WireFrontend:
         return init_answer(parse_init(body))
 
     async def _lookup(self, parent: int, body: bytes) -> bytes:
-        attributes = await self.operations.lookup(parent, parse_name(body))
+        return self._entry(await self.operations.lookup(parent, parse_name(body)))
+
+    def _lookup_now(self, parent: int, body: bytes) -> bytes:
+        return self._entry(self.operations.lookup_now(parent, parse_name(body)))
+
+    def _entry(self, attributes: Attributes | None) -> bytes:
         if attributes is None:
             return absent_answer(self._kept.negatives_s)
         return entry_answer(attributes, self._kept.entries_s)
 
     async def _getattr(self, inode: int, _: bytes) -> bytes:
         return attributes_answer(await self.operations.attributes(inode), self._kept.entries_s)
+
+    def _getattr_now(self, inode: int, _: bytes) -> bytes:
+        return attributes_answer(self.operations.attributes_now(inode), self._kept.entries_s)
 
     async def _readlink(self, inode: int, _: bytes) -> bytes:
         return self.operations.readlink(inode)
@@ -207,6 +241,15 @@ class WireFrontend:
         if not offset:
             self._facts.opened_files += 1  # the nearest to an opening that is seen here
         return await self.operations.read(inode, offset, size)
+
+    def _read_now(self, inode: int, body: bytes) -> bytes | None:
+        offset, size = parse_read(body)
+        if not self.operations.found(inode).entry.is_regular:
+            return None
+        data = self.operations.read_now(inode, offset, size)
+        if data is not None and not offset:
+            self._facts.opened_files += 1
+        return data
 
     async def _statfs(self, _: int, __: bytes) -> bytes:
         return statfs_answer(await self.operations.statistics())
@@ -228,9 +271,19 @@ class WireFrontend:
     async def _readdirplus(self, inode: int, body: bytes) -> bytes:
         return await self._list(inode, body, is_full=True)
 
+    def _readdir_now(self, inode: int, body: bytes) -> bytes | None:
+        kept = self._kept_listing(inode)
+        return None if kept is None else self._listed_part(inode, kept, body, is_full=False)
+
+    def _readdirplus_now(self, inode: int, body: bytes) -> bytes | None:
+        kept = self._kept_listing(inode)
+        return None if kept is None else self._listed_part(inode, kept, body, is_full=True)
+
     async def _list(self, inode: int, body: bytes, *, is_full: bool) -> bytes:
+        return self._listed_part(inode, await self._listing(inode), body, is_full=is_full)
+
+    def _listed_part(self, inode: int, listing: _Listing, body: bytes, *, is_full: bool) -> bytes:
         offset, room = parse_read(body)
-        listing = await self._listing(inode)
         records: list[bytes] = []
         index = listing.index(offset)
         while index < len(listing.entries):
@@ -259,15 +312,21 @@ class WireFrontend:
     async def _listing(self, inode: int) -> _Listing:
         """What directory *inode* shows in the newest revision; nothing may be awaited between this and its use."""
         while True:
-            kept = self._listings.get(inode)
-            if kept is not None and kept.generation == self.operations.generation:
-                self._listings.move_to_end(inode)
+            kept = self._kept_listing(inode)
+            if kept is not None:
                 return kept
             self._drop(inode)
             made = await self._list_anew(inode)
             if made.generation == self.operations.generation:
                 self._keep(inode, made)
                 return made
+
+    def _kept_listing(self, inode: int) -> _Listing | None:
+        kept = self._listings.get(inode)
+        if kept is None or kept.generation != self.operations.generation:
+            return None
+        self._listings.move_to_end(inode)
+        return kept
 
     async def _list_anew(self, inode: int) -> _Listing:
         generation = self.operations.generation

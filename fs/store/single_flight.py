@@ -27,6 +27,11 @@ class SingleFlight(Generic[K, T]):
     def __init__(self) -> None:
         self._flights: dict[K, _Flight[T]] = {}
 
+    @property
+    def is_busy(self) -> bool:
+        """True while work is under way."""
+        return bool(self._flights)
+
     async def run(self, key: K, work: Callable[[], Awaitable[T]]) -> T:
         """The result of *work*, which must be the same whoever asks for *key*."""
         while (flight := self._flights.get(key)) is not None:

@@ -22,7 +22,15 @@ from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
-from fs.errors import FsError
+from fs.errors import FsError, MalformedError
+from fs.format.bundle import (
+    MOST_BYTES,
+    MOST_OBJECT_BYTES,
+    PREFIX,
+    encode_bundle,
+    object_path,
+    parse_bundle_path,
+)
 from fs.publish.repository import MANIFEST, read_manifest
 from fs.store.local import LocalStore
 
@@ -72,6 +80,8 @@ class _Origin:
     async def file(self, request: Request) -> Response:
         """An object or one of the named files."""
         path: str = request.path_params["path"]
+        if path.startswith(PREFIX) and request.scope["path"].endswith(path):
+            return await anyio.to_thread.run_sync(self._bundle, path)
         is_object = _OBJECT.fullmatch(path) is not None
         is_known = is_object or _NAMED.fullmatch(path) is not None
         # the router matches up to a line break at the end, and drops it
@@ -103,6 +113,38 @@ class _Origin:
             os.close(descriptor)
             return Response(status_code=304, headers=answer_headers)
         return _send(descriptor, _span(headers, tag, status.st_size), status.st_size, method, answer_headers)
+
+    def _bundle(self, path: str) -> Response:
+        """Many small objects in one answer."""
+        try:
+            names = parse_bundle_path(path)
+        except MalformedError:
+            return _absent()
+        left = MOST_BYTES
+        parts: list[bytes | None] = []
+        is_whole = True
+        for name in names:
+            part = self._small_object(name, min(left, MOST_OBJECT_BYTES))
+            parts.append(part)
+            left -= len(part or b"")
+            is_whole = is_whole and part is not None
+        headers = {"Cache-Control": _FOR_EVER if is_whole else _NOT_AT_ALL}
+        return Response(encode_bundle(parts), media_type="application/x-unpackd-bundle", headers=headers)
+
+    def _small_object(self, name: str, most_bytes: int) -> bytes | None:
+        """The stored form of an object, if it is there and not longer than *most_bytes*."""
+        try:
+            place = self._storage / object_path(name)
+            descriptor = os.open(place, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
+        except OSError:
+            return None
+        try:
+            content = os.read(descriptor, most_bytes + 1)
+        except OSError:  # a directory, or a disk that fails
+            return None
+        finally:
+            os.close(descriptor)
+        return content if len(content) <= most_bytes else None
 
     async def repositories(self, _request: Request) -> Response:
         """What this server has, in the form that the reference's servers give."""

@@ -19,6 +19,7 @@ import anyio.to_thread
 import structlog
 import trio
 
+from fs.client.bundles import Bundles
 from fs.client.cache import ObjectCache
 from fs.client.catalogs import Catalogs
 from fs.client.chain import Anchor
@@ -153,6 +154,7 @@ class MountDaemon:
                     self._facts.external,
                     preloaded=preloaded,
                     memory=MemoryTier(settings.memory_bytes),
+                    bundles=Bundles(mirrors),
                 )
                 catalogs = Catalogs(objects)
                 anchor = Anchor(settings.name, keys, settings.ca_directories, settings.blacklists)

@@ -30,6 +30,7 @@ from typing import TYPE_CHECKING
 
 from anyio.from_thread import BlockingPortal, start_blocking_portal
 
+from fs.client.bundles import Bundles
 from fs.client.cache import ObjectCache
 from fs.client.catalogs import Catalogs, Found
 from fs.client.chain import Anchor, read_public_keys
@@ -382,7 +383,7 @@ def open_repository(
         )
         mirrors = network.mirrors(urls)
         external = network.mirrors(chosen.external_urls) if chosen.external_urls else None
-        objects = Objects(kept, mirrors, external)
+        objects = Objects(kept, mirrors, external, bundles=Bundles(mirrors))
         stack.callback(portal.call, objects.settle)
         catalogs = Catalogs(objects)
         stack.callback(portal.call, catalogs.close)

@@ -6,6 +6,7 @@ is an error that names it. Everything here belongs to one event loop.
 """
 
 from collections import OrderedDict
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import anyio
@@ -13,6 +14,7 @@ import anyio.to_thread
 import structlog
 
 from fs.client.arrivals import Arrivals
+from fs.client.bundles import Bundles, is_small
 from fs.client.cache import ObjectCache
 from fs.client.cache_writer import CacheFullError
 from fs.client.memory import MemoryTier
@@ -27,6 +29,7 @@ from fs.store.single_flight import SingleFlight
 
 _log = structlog.get_logger()
 
+_LEAST_IN_BUNDLE = 2
 _SMALL_BYTES = 1 << 18  # such objects are given from memory when they arrive, and written to the cache afterwards
 _WINDOW_BYTES = 4 << 20
 _LOOK_S = 0.001  # how soon to look again if another process fetches an object
@@ -55,6 +58,7 @@ class Objects:
         external: where the files of external objects are, by their path; None if nobody said.
         preloaded: looked at before the cache, and never written.
         memory: holds what was read last.
+        bundles: what gives several small objects at once; None does without.
     """
 
     def __init__(
@@ -65,6 +69,7 @@ class Objects:
         *,
         preloaded: PreloadedCaches | None = None,
         memory: MemoryTier | None = None,
+        bundles: Bundles | None = None,
     ) -> None:
         self.cache = cache
         self.preloaded = preloaded or PreloadedCaches()
@@ -73,6 +78,7 @@ class Objects:
         self.latencies = Latencies()
         self._reader = reader
         self._external = external
+        self._bundles = bundles
         self._arrivals = Arrivals(cache)
         self._fetching = SingleFlight[Hash, bytes | None]()
         self._passing = SingleFlight[tuple[Hash, int], bytes]()
@@ -199,6 +205,43 @@ class Objects:
         """
         if not self.has(ref):
             await self._fetching.run(ref.hash, lambda: self._fetch(ref))
+
+    @property
+    def come_in_bundles(self) -> bool:
+        """True if many small objects may cost little more than one."""
+        return self._bundles is not None and self._bundles.are_offered
+
+    async def fetch_bundle(self, refs: Sequence[ObjectRef]) -> list[ObjectRef]:
+        """Bring as many of *refs* into the cache as one request can; gives those that have to be fetched by themselves.
+
+        Those that somebody else in this process fetches at the moment are left to him.
+        """
+        wanted = {ref.hash: ref for ref in refs if not self.has(ref) and ref.hash not in self._fetching}
+        small = [ref for ref in wanted.values() if is_small(ref)]
+        bundles = self._bundles
+        if bundles is None or not bundles.are_offered or len(small) < _LEAST_IN_BUNDLE:
+            return list(wanted.values())
+        together = [ref for ref in small if self.cache.claim(ref.hash)]  # the others come to another process
+
+        async def take() -> dict[Hash, bytes | None]:
+            arrived: dict[Hash, bytes] = {}
+            try:
+                given = await bundles.fetch(together)
+                self.counts.objects += len(given.objects)
+                self.counts.stored_bytes += given.stored_bytes
+                for name, data in given.objects.items():
+                    self._arrivals.put(name, data)  # which releases the claim
+                    self.memory.put(name, data)
+                    arrived[name] = data
+            finally:
+                for ref in together:
+                    if ref.hash not in arrived:
+                        self.cache.unclaim(ref.hash)
+            return dict(arrived)
+
+        if together:
+            await self._fetching.run_many([ref.hash for ref in together], take)
+        return [ref for ref in wanted.values() if not self.has(ref)]
 
     def has(self, ref: ObjectRef) -> bool:
         """True if the object has arrived: it is in the cache or on its way to it."""

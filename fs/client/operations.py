@@ -20,8 +20,9 @@ from fs.client.contents import content_at_hand, read_content
 from fs.client.dormants import Dormant
 from fs.client.errnos import FileError
 from fs.client.inodes import Inode, InodeTable, Node, directory_key, file_key
+from fs.client.neighbours import Neighbours
 from fs.client.pins import Pins
-from fs.client.prefetch import Neighbours, Prefetcher, ReadAhead
+from fs.client.prefetch import FAR_S, Prefetcher, ReadAhead
 from fs.client.profile import ReadRecorder
 from fs.client.repository import Placed, Repository
 from fs.errors import FsError
@@ -33,7 +34,6 @@ _log = structlog.get_logger()
 
 _CONTENTS = 4096  # of files in use
 _NEGATIVES = 1 << 16
-_FAR_S = 0.003
 _COMPARED_AT_ONCE = 128
 BLOCK_BYTES = 4096
 _SECTOR_BYTES = 512
@@ -310,6 +310,8 @@ class Operations:
         if offset >= end:
             return b""
         self._note_read(node.found, placed, offset, end - offset)
+        if placed.content.hash is not None:
+            self._look_around(node.found, placed)
         return await read_content(self.repository.objects, placed, offset, end - offset)
 
     def read_now(self, inode: int, offset: int, size: int) -> bytes | None:
@@ -328,7 +330,6 @@ class Operations:
         path = real_path(found.path)
         if placed.content.hash is not None:
             self.recorder.whole(path)
-            self._look_around(found, placed)
         else:
             self._look_ahead(path, placed, offset, size)
         if self.pins:
@@ -338,20 +339,16 @@ class Operations:
                 pin.bytes_read += size
 
     def _look_around(self, found: Found, placed: Placed) -> None:
-        """Let the small files beside a small file be fetched, if several of that directory were missing.
+        """Let small files near a small file be fetched, if several were missing.
 
-        Only from servers that are far away: a near one gives a file as quickly as the cache.
+        One at a time only from servers that are far away: a near one gives a file as quickly as the cache.
         """
-        if (
-            self.repository.objects.latencies.typical_s < _FAR_S
-            or placed.external is not None
-            or self.repository.objects.has(placed.whole())
-        ):
+        objects = self.repository.objects
+        is_far = objects.latencies.typical_s >= FAR_S
+        if not (is_far or objects.come_in_bundles) or placed.external is not None or objects.has(placed.whole()):
             return
-        folder = parent_path(real_path(found.path))
-        count = self._neighbours.missed(folder, placed.content.size)
-        if count:
-            self.prefetcher.around(found.home, folder, count)
+        for wanted in self._neighbours.missed(real_path(found.path), placed.content.size):
+            self.prefetcher.around(found.home, wanted)
 
     def _look_ahead(self, path: bytes, placed: Placed, offset: int, size: int) -> None:
         """Let the chunks be fetched that a sequential reader will want."""

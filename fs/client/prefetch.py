@@ -4,23 +4,27 @@ Nothing here can make a read fail: what cannot be fetched is logged, and whoever
 """
 
 import itertools
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 import anyio
 import anyio.abc
+import anyio.lowlevel
 import structlog
 from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
 
+from fs.client.bundles import batches, is_small
 from fs.client.cache_writer import CacheFullError
-from fs.client.catalogs import CatalogRef
+from fs.client.catalogs import CatalogRef, Found
+from fs.client.neighbours import SMALL_FILE_BYTES, Around, suffix_of
 from fs.client.profile import Read
 from fs.client.receiving import ObjectRef
 from fs.client.repository import Placed, Repository
 from fs.errors import AbsentError, FsError
 from fs.format.catalog import Flag
+from fs.format.paths import is_below
 
 _log = structlog.get_logger()
 
@@ -30,16 +34,15 @@ _STEPS = ((1 << 20, 1), (6 << 20, 2), (24 << 20, 4))  # after so many bytes in s
 _AHEAD = 4  # chunks fetched ahead at once
 _QUEUE = 64
 _PARALLEL = 48
-SMALL_FILE_BYTES = 1 << 16
-"""Only such files are fetched because they are beside others."""
-_FOLDERS = 1024
-_MISSES = 3
-_FIRST_AROUND = 32
-_MOST_AROUND = 512
 _AROUND_AT_ONCE = 16
-_MOST_LISTED = 4096
+_BUNDLES_AT_ONCE = 4
+_MOST_LISTED = 4096  # entries of a directory that are looked at
+_MOST_FOLDERS = 512  # directories
+FAR_S = 0.003
+"""A server that needs so long for an object is worth fetching beforehand, be it one object at a time."""
 _MOST_JOBS = 16
-_BACKLOG = 256
+_BACKLOG = 8  # batches
+_GATHERED = 256
 
 
 @dataclass(slots=True)
@@ -82,27 +85,6 @@ class ReadAhead:
             return range(0)
         streak.hinted = last
         return range(first, last + 1)
-
-
-class Neighbours:
-    """Notices who reads one small file of a directory after the other. Pure: it only says how many more to fetch.
-
-    Every third file that is missing doubles the number, so what is fetched in vain stays in proportion to what is read.
-    """
-
-    def __init__(self) -> None:
-        self._missed = OrderedDict[bytes, int]()
-
-    def missed(self, folder: bytes, size: int) -> int:
-        """A file of *size* bytes in *folder* was read and had to be fetched: so many others are worth fetching."""
-        if size > SMALL_FILE_BYTES:
-            return 0
-        count = self._missed[folder] = self._missed.pop(folder, 0) + 1
-        if len(self._missed) > _FOLDERS:
-            self._missed.popitem(last=False)
-        if count % _MISSES:
-            return 0
-        return min(_MOST_AROUND, _FIRST_AROUND << min(count // _MISSES - 1, 10))
 
 
 @dataclass(slots=True)
@@ -161,44 +143,76 @@ class Prefetcher:
         except anyio.WouldBlock:
             _log.debug("read_ahead_dropped", object=str(ref.hash))
 
-    def around(self, home: CatalogRef, folder: bytes, count: int) -> None:
-        """Readers will want *count* more of the small files of *folder*, which is in the catalog *home*."""
-        if self._group is not None and self.looks_ahead and folder not in self._around:
-            self._around.add(folder)
-            self._group.start_soon(self._fetch_around, home, folder, count)
+    def around(self, home: CatalogRef, wanted: Around) -> None:
+        """Readers will want *wanted*, which is in the catalog *home*."""
+        is_inside = wanted.top == home.mountpoint or is_below(wanted.top, home.mountpoint)
+        if self._group is not None and self.looks_ahead and is_inside and wanted.top not in self._around:
+            self._around.add(wanted.top)
+            self._group.start_soon(self._fetch_around, home, wanted)
 
-    async def _fetch_around(self, home: CatalogRef, folder: bytes, count: int) -> None:
-        repository = self._repository
-        slots = anyio.Semaphore(_AROUND_AT_ONCE)
-
-        async def fetch(ref: ObjectRef) -> None:
-            try:
-                await repository.objects.fetch(ref)
-            except FsError as error:
-                _log.debug("read_ahead_failed", object=str(ref.hash), reason=str(error))
-            finally:
-                slots.release()
-
+    async def _fetch_around(self, home: CatalogRef, wanted: Around) -> None:
         try:
+            bundles = anyio.Semaphore(_BUNDLES_AT_ONCE)
+            singles = anyio.Semaphore(_AROUND_AT_ONCE)
             async with anyio.create_task_group() as group:
-                for found in await repository.catalogs.listing(home, folder, most=_MOST_LISTED):
-                    entry = found.entry
-                    if not entry.is_regular or not 0 < entry.size <= SMALL_FILE_BYTES or entry.flags & Flag.EXTERNAL:
-                        continue
-                    placed = await repository.content(found.home, found.path, entry)
-                    if placed.content.hash is None or repository.objects.has(placed.whole()):
-                        continue
-                    await slots.acquire()
-                    group.start_soon(fetch, placed.whole())
-                    count -= 1
-                    if not count:
-                        break
+                for batch in batches([ref async for ref in self._beside(home, wanted)]):
+                    await bundles.acquire()
+                    group.start_soon(self._fetch_batch, batch, bundles, singles)
         except FsError as error:
-            _log.debug("read_ahead_failed", path=folder.decode("utf-8", "replace"), reason=str(error))
+            _log.debug("read_ahead_failed", path=wanted.top.decode("utf-8", "replace"), reason=str(error))
         except Exception:  # noqa: BLE001  # the edge: a fault in here must not take the mount away
             _log.exception("read_ahead_broken")
         finally:
-            self._around.discard(folder)
+            self._around.discard(wanted.top)
+
+    async def _fetch_batch(self, batch: list[ObjectRef], bundles: anyio.Semaphore, singles: anyio.Semaphore) -> None:
+        """Fetch *batch*, by itself if it does not come as a bundle and the server is far away."""
+        objects = self._repository.objects
+        try:
+            left = await objects.fetch_bundle(batch)
+            if objects.latencies.typical_s < FAR_S:
+                return
+            async with anyio.create_task_group() as group:
+                for ref in left:
+                    await singles.acquire()
+                    group.start_soon(self._fetch_single, ref, singles)
+        finally:
+            bundles.release()
+
+    async def _fetch_single(self, ref: ObjectRef, slots: anyio.Semaphore) -> None:
+        try:
+            await self._repository.objects.fetch(ref)
+        except FsError as error:
+            _log.debug("read_ahead_failed", object=str(ref.hash), reason=str(error))
+        finally:
+            slots.release()
+
+    async def _beside(self, home: CatalogRef, wanted: Around) -> AsyncIterator[ObjectRef]:
+        """The objects of *wanted* that are not here, the nearest first; other catalogs are left alone."""
+        repository = self._repository
+        left = wanted.count
+        waiting = deque([wanted.top])
+        for _ in range(_MOST_FOLDERS):
+            if not waiting:
+                return
+            folder = waiting.popleft()
+            folders: list[bytes] = []
+            for found in await repository.catalogs.listing(home, folder, most=_MOST_LISTED):
+                if found.entry.is_directory:
+                    if wanted.suffix is not None and found.inside == home:
+                        folders.append(found.entry.name)
+                    continue
+                if not _is_worth_it(found, wanted.suffix):
+                    continue
+                placed = await repository.content(found.home, found.path, found.entry)
+                if placed.content.hash is not None and not repository.objects.has(placed.whole()):
+                    yield placed.whole()
+                    left -= 1
+                    if not left:
+                        return
+            after = wanted.after if folder == wanted.top else b""
+            waiting += [folder + b"/" + name for name in sorted(folders, key=lambda name: (name <= after, name))]
+            await anyio.lowlevel.checkpoint()  # readers are answered meanwhile
 
     async def _fetch_ahead(self, hints: MemoryObjectReceiveStream[ObjectRef]) -> None:
         async for ref in hints:
@@ -236,31 +250,50 @@ class Prefetcher:
     async def fetch(self, reads: Iterable[Read], progress: Progress) -> None:
         """Fetch what *reads* names, in order, some at once; *progress* is kept up to date."""
         began = anyio.current_time()
-        sending, receiving = anyio.create_memory_object_stream[ObjectRef](_BACKLOG)
+        sending, receiving = anyio.create_memory_object_stream[list[ObjectRef]](_BACKLOG)
+
+        singles = anyio.Semaphore(self._parallel)
 
         async def take() -> None:
-            async for ref in receiving:
-                await self._fetch_one(ref, progress)
+            async for batch in receiving:
+                await self._fetch_listed(batch, progress, singles)
                 progress.seconds = round(anyio.current_time() - began, 3)
 
         async with sending, receiving, anyio.create_task_group() as group:
             for _ in range(self._parallel):
                 group.start_soon(take)
+            gathered: list[ObjectRef] = []
             for read in reads:
                 try:
                     async for ref in self._refs(read, progress):
                         progress.objects += 1
-                        await sending.send(ref)
+                        gathered.append(ref)
+                        if len(gathered) == _GATHERED:
+                            await _send(gathered, sending)
                 except FsError as error:
                     progress.failed += 1
                     _log.warning("prefetch_failed", path=read.path.decode("utf-8", "replace"), reason=str(error))
+            await _send(gathered, sending)
             sending.close()
         progress.seconds = round(anyio.current_time() - began, 3)
 
-    async def _fetch_one(self, ref: ObjectRef, progress: Progress) -> None:
-        if self._repository.objects.has(ref):
-            progress.present += 1
-            return
+    async def _fetch_listed(self, batch: list[ObjectRef], progress: Progress, singles: anyio.Semaphore) -> None:
+        """Fetch *batch*, together as far as the server can."""
+        objects = self._repository.objects
+        absent = [ref for ref in batch if not objects.has(ref)]
+        progress.present += len(batch) - len(absent)
+        if len(absent) > 1 and objects.come_in_bundles:
+            await objects.fetch_bundle(absent)
+        async with anyio.create_task_group() as group:
+            for ref in absent:
+                if objects.has(ref):
+                    progress.fetched += 1
+                    progress.fetched_bytes += ref.size or 0
+                else:
+                    await singles.acquire()
+                    group.start_soon(self._fetch_one, ref, progress, singles)
+
+    async def _fetch_one(self, ref: ObjectRef, progress: Progress, singles: anyio.Semaphore) -> None:
         try:
             await self._repository.objects.fetch(ref)
         except FsError as error:
@@ -269,6 +302,8 @@ class Prefetcher:
         else:
             progress.fetched += 1
             progress.fetched_bytes += ref.size or 0
+        finally:
+            singles.release()
 
     async def _refs(self, read: Read, progress: Progress) -> AsyncIterator[ObjectRef]:
         """The objects of *read*. Catalogs on the way are fetched by looking."""
@@ -288,6 +323,21 @@ class Prefetcher:
                 placed = await repository.content(one.home, one.path, one.entry)
                 for ref in _chosen(placed, read.chunks if one is found else ()):
                     yield ref
+
+
+async def _send(gathered: list[ObjectRef], sending: MemoryObjectSendStream[list[ObjectRef]]) -> None:
+    """Hand what was *gathered* on, large objects by themselves, small ones in batches of near order."""
+    small = [ref for ref in gathered if is_small(ref)]
+    for batch in [*batches(small), *([ref] for ref in gathered if not is_small(ref))]:
+        await sending.send(batch)
+    gathered.clear()
+
+
+def _is_worth_it(found: Found, suffix: bytes | None) -> bool:
+    """True for small files, of the kind that is wanted."""
+    entry = found.entry
+    is_small_file = entry.is_regular and 0 < entry.size <= SMALL_FILE_BYTES and not entry.flags & Flag.EXTERNAL
+    return is_small_file and (suffix is None or suffix_of(entry.name) == suffix)
 
 
 def _chosen(placed: Placed, chunks: Sequence[int]) -> Iterable[ObjectRef]:

@@ -1,6 +1,6 @@
 """One piece of work for many who want its result at the same time."""
 
-from collections.abc import Awaitable, Callable, Hashable
+from collections.abc import Awaitable, Callable, Hashable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
@@ -31,6 +31,25 @@ class SingleFlight(Generic[K, T]):
     def is_busy(self) -> bool:
         """True while work is under way."""
         return bool(self._flights)
+
+    def __contains__(self, key: K) -> bool:
+        return key in self._flights
+
+    async def run_many(self, keys: Iterable[K], work: Callable[[], Awaitable[Mapping[K, T]]]) -> None:
+        """Do *work* for several *keys* at once, of which nobody asks for any now.
+
+        Those who ask for one of them meanwhile get what *work* gives for it; if that is nothing, they do it themselves.
+        """
+        flights = {key: _Flight[T]() for key in keys}
+        self._flights.update(flights)
+        try:
+            for key, result in (await work()).items():
+                flights[key].results.append(result)
+        finally:
+            for key, flight in flights.items():
+                del self._flights[key]
+                if flight.landed is not None:
+                    flight.landed.set()
 
     async def run(self, key: K, work: Callable[[], Awaitable[T]]) -> T:
         """The result of *work*, which must be the same whoever asks for *key*."""

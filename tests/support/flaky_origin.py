@@ -11,6 +11,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import unquote_to_bytes
 
+from fs.format.bundle import encode_bundle, object_path, parse_bundle_path
+
 Answer = Callable[[bytes], tuple[int, bytes]]
 """What to answer instead of the file's content: status and body."""
 
@@ -58,6 +60,7 @@ class FlakyOrigin:
     headers: list[dict[str, str]] = field(default_factory=list)
     delay_s: float = 0.0
     bytes_per_s: int | None = None
+    gives_bundles: bool = False
     silent: threading.Event = field(default_factory=threading.Event)  # set: connections are taken, nothing is said
 
     @property
@@ -90,10 +93,26 @@ class FlakyOrigin:
             if path.startswith(beginning):
                 return generate(b"")
         try:
-            content = Path(os.fsdecode(os.fsencode(self.root) + unquote_to_bytes(path))).read_bytes()
+            content = self.content(path)
         except OSError:
             return 404, b"no such file"
         return self.answer(path, content)
+
+    def content(self, path: str) -> bytes:
+        """What is at *path*. Raises OSError."""
+        if self.gives_bundles and path.startswith("/bundle/"):
+            names = parse_bundle_path(path.removeprefix("/"))
+            return encode_bundle(self._object(name) for name in names)
+        return Path(os.fsdecode(os.fsencode(self.root) + unquote_to_bytes(path))).read_bytes()
+
+    def _object(self, name: str) -> bytes | None:
+        """Every object answers for itself, so that faults can be put on single ones."""
+        path = object_path(name)
+        try:
+            status, content = self.answer(f"in a bundle: {path}", (self.root / path).read_bytes())
+        except OSError:
+            return None
+        return content if status == 200 else None
 
     def answer(self, path: str, content: bytes) -> tuple[int, bytes]:
         for part, answers in self.faults.items():

@@ -11,6 +11,7 @@ from typing import Any
 import anyio
 from anyio.from_thread import BlockingPortal, start_blocking_portal
 
+from fs.client.bundles import Bundles
 from fs.client.cache import ObjectCache
 from fs.client.catalogs import Catalogs
 from fs.client.chain import Anchor
@@ -130,7 +131,7 @@ def opened(
         async def start() -> tuple[Repository, Operations]:
             mirrors = network.mirrors(places(urls))
             outside = network.mirrors(places([external])) if external is not None else None
-            catalogs = Catalogs(Objects(objects_on_disk, mirrors, outside))
+            catalogs = Catalogs(Objects(objects_on_disk, mirrors, outside, bundles=Bundles(mirrors)))
             repository = Repository(trust, mirrors, catalogs, selection=selection, now=lambda: now or datetime.now(UTC))
             with anyio.fail_after(60):
                 await repository.open()

@@ -11,6 +11,7 @@ import httpx
 import pytest
 import uvicorn
 
+from fs.format.bundle import bundle_path, decode_bundle
 from fs.format.compression import Compression
 from fs.format.hashes import Suffix
 from fs.origin import origin_app
@@ -65,6 +66,23 @@ def test_objects_are_served_for_ever_and_named_files_for_a_minute(url: str, repo
     assert manifest.headers["Cache-Control"] == "public, max-age=61"
     assert manifest.headers["Content-Type"] == "application/x-cvmfs"
     assert manifest.content.startswith(b"C")
+
+
+def test_bundles_hold_what_is_there_and_small(url: str, repository: Repository, big: str) -> None:
+    root = f"{repository.manifest.root_catalog}{Suffix.CATALOG.value}"
+    names = [root, "0" * 40, big.removeprefix("data/").replace("/", ""), root]
+
+    reply = httpx.get(f"{url}/{bundle_path(names)}")
+
+    stored = httpx.get(f"{url}/{repository.manifest.root_catalog.object_path(Suffix.CATALOG)}").content
+    assert decode_bundle(reply.content, 4) == [stored, None, None, stored]
+    assert (reply.status_code, reply.headers["Cache-Control"]) == (200, "no-store")
+    assert "immutable" in httpx.get(f"{url}/{bundle_path([root])}").headers["Cache-Control"]
+
+
+@pytest.mark.parametrize("path", ["bundle/", "bundle/x", f"bundle/{'0' * 40},", "bundle/.cvmfspublished"])
+def test_a_bundle_of_what_is_no_object_is_not_there(url: str, path: str) -> None:
+    assert httpx.get(f"{url}/{path}").status_code == 404
 
 
 @pytest.mark.parametrize(

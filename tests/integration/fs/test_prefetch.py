@@ -13,7 +13,17 @@ import pytest
 from fs.client.prefetch import Prefetcher, Progress
 from fs.client.profile import Read
 from tests.support.delaying_relay import delaying_relay
-from tests.support.flaky_origin import FlakyOrigin, flaky_origin
+from tests.support.flaky_origin import (
+    Answer,
+    FlakyOrigin,
+    absent,
+    broken,
+    cut,
+    endless,
+    flaky_origin,
+    flipped,
+    login_page,
+)
 from tests.support.library import opened
 from tests.support.mounts import mounted, unpackd
 from tests.support.processes import free_port, wait_until
@@ -66,6 +76,48 @@ def test_many_transfers_run_at_once(published: Published, origin: FlakyOrigin, t
         library.run(Prefetcher(library.repository).fetch, [Read(b"/deep")], progress)
     assert progress.fetched == 40
     assert progress.seconds < 1.5  # 4 s one after the other
+
+
+def test_what_comes_in_bundles_takes_few_requests(published: Published, origin: FlakyOrigin, tmp_path: Path) -> None:
+    origin.gives_bundles = True
+    with opened(published.name, [origin.url], published.public_key, tmp_path / "c") as library:
+        library.content(b"/deep/f0")
+        before = len(origin.requests)
+        progress = Progress()
+        library.run(Prefetcher(library.repository).fetch, [Read(b"")], progress)
+        assert (progress.fetched, progress.present, progress.failed) == (40, 1, 0)
+        assert len(origin.requests) - before == 1
+        origin.always("", broken)
+        assert [library.content(b"/deep/f%d" % number) for number in range(40)] == [
+            b"content %d" % number for number in range(40)
+        ]
+
+
+@pytest.mark.parametrize("fault", [flipped, cut, absent])
+def test_what_a_bundle_gives_damaged_is_fetched_alone(
+    published: Published, origin: FlakyOrigin, tmp_path: Path, fault: Answer
+) -> None:
+    origin.gives_bundles = True
+    origin.always(f"in a bundle: {published.object_of(b'content 3').relative_to(published.storage)}", fault)
+    with opened(published.name, [origin.url], published.public_key, tmp_path / "c") as library:
+        progress = Progress()
+        library.run(Prefetcher(library.repository).fetch, [Read(b"/deep")], progress)
+        assert (progress.fetched, progress.failed) == (40, 0)
+        assert origin.count("data/") - origin.count("C") <= 2  # certificate, and the one that was damaged
+        assert library.content(b"/deep/f3") == b"content 3"
+
+
+@pytest.mark.parametrize("fault", [login_page, cut, broken, endless])
+def test_a_server_whose_bundles_are_none_gives_single_objects(
+    published: Published, origin: FlakyOrigin, tmp_path: Path, fault: Answer
+) -> None:
+    origin.gives_bundles = True
+    origin.always("/bundle/", fault)
+    with opened(published.name, [origin.url], published.public_key, tmp_path / "c") as library:
+        progress = Progress()
+        library.run(Prefetcher(library.repository).fetch, [Read(b"/deep")], progress)
+        assert (progress.fetched, progress.failed) == (40, 0)
+        assert origin.count("/bundle/") <= 2
 
 
 @pytest.mark.root

@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fs.client.metrics import Latencies, Metric, exposition
-from fs.client.prefetch import Neighbours, ReadAhead
+from fs.client.neighbours import Around, Neighbours
+from fs.client.prefetch import ReadAhead
 from fs.client.profile import Read, ReadRecorder, parse_profile, profile_document
 from fs.errors import MalformedError
 
@@ -77,15 +78,35 @@ def test_a_glance_at_the_beginning_fetches_one_chunk_only() -> None:
 def test_readers_of_a_directory_get_more_and_more_of_it() -> None:
     around = Neighbours()
 
-    assert [around.missed(b"/d", 100) for _ in range(9)] == [0, 0, 32, 0, 0, 64, 0, 0, 128]
-    assert [around.missed(b"/other", 100) for _ in range(2)] == [0, 0]
-    assert max(around.missed(b"/d", 100) for _ in range(99)) == 512
+    counts = [[one.count for one in around.missed(b"/d/%d" % number, 100)] for number in range(9)]
+
+    assert counts == [[], [], [32], [], [], [64], [], [], [128]]
+    assert not any(around.missed(b"/other/%d" % number, 100) for number in range(1))
+    assert max(one.count for number in range(99) for one in around.missed(b"/d/%d" % number, 100)) == 512
 
 
 def test_large_files_say_nothing_about_others() -> None:
     around = Neighbours()
 
-    assert not any(around.missed(b"/d", 1 << 20) for _ in range(9))
+    assert not any(around.missed(b"/d/%d" % number, 1 << 20) for number in range(9))
+
+
+def test_who_reads_one_directory_after_the_other_gets_the_next_ones() -> None:
+    around = Neighbours()
+    missed = [around.missed(b"/lib/p%d/cache/m.x.pyc" % number, 100) for number in (0, 0, 1, 1, 2, 3)]
+
+    assert missed[:3] == [[], [], []]
+    assert missed[3:] == [
+        [Around(b"/lib", count, b".pyc", b"p%d" % package)] for count, package in ((128, 1), (256, 2), (512, 3))
+    ]
+
+
+def test_a_single_directory_says_nothing_about_those_beside_it() -> None:
+    around = Neighbours()
+
+    tops = {one.top for number in range(30) for one in around.missed(b"/lib/p/%d.py" % number, 100)}
+
+    assert tops == {b"/lib/p"}
 
 
 def test_percentiles_and_histogram() -> None:

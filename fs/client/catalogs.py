@@ -42,6 +42,9 @@ class CatalogRef:
     hash: Hash
     mountpoint: bytes = b""
 
+    def __hash__(self) -> int:
+        return hash((self.hash.digest, self.mountpoint))
+
 
 @dataclass(frozen=True, slots=True)
 class Found:

@@ -39,9 +39,16 @@ def directory_key(path: bytes) -> bytes:
     return hashlib.blake2b(b"d" + path, digest_size=KEY_BYTES).digest()
 
 
-def file_key(catalog: Catalog, path: bytes, entry: Entry) -> bytes:
-    """What identifies the file *entry* at *path*, as *catalog*, which holds it, describes it."""
-    hasher = hashlib.blake2b(digest_size=KEY_BYTES)
+def needs_catalog(entry: Entry) -> bool:
+    """True if what identifies *entry* is not all in its row."""
+    return bool(entry.link_group or entry.flags & Flag.CHUNKED)
+
+
+def file_key(catalog: Catalog | None, path: bytes, entry: Entry) -> bytes:
+    """What identifies the file *entry* at *path*, as *catalog*, which holds it, describes it.
+
+    The catalog is not looked at unless ``needs_catalog``.
+    """
     fields = _FIELDS.pack(
         entry.mode,
         entry.uid & 0xFFFFFFFF,
@@ -53,17 +60,16 @@ def file_key(catalog: Catalog, path: bytes, entry: Entry) -> bytes:
         entry.linkcount & 0xFFFFFFFF,
     )
     parts: list[bytes] = [b"f", fields, entry.target, entry.hash.digest if entry.hash is not None else b""]
-    if entry.flags & Flag.CHUNKED:
+    if catalog is not None and entry.flags & Flag.CHUNKED:
         parts += [chunk.hash.digest for chunk in catalog.chunks(path, entry.algorithm)]
     for name in sorted(entry.xattrs):
         parts += [name, entry.xattrs[name]]
-    if entry.link_group:
+    if catalog is not None and entry.link_group:
         parts += [catalog.mountpoint, struct.pack("<qq", *catalog.link_key(path, entry))]
     else:
         parts.append(path)
-    for part in parts:
-        hasher.update(len(part).to_bytes(4, "little") + part)
-    return hasher.digest()
+    text = b"".join([len(part).to_bytes(4, "little") + part for part in parts])
+    return hashlib.blake2b(text, digest_size=KEY_BYTES).digest()
 
 
 @dataclass(slots=True, eq=False)

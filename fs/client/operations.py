@@ -10,16 +10,17 @@ from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 import anyio.lowlevel
 import structlog
 
-from fs.client.catalogs import CatalogRef, Found
+from fs.client.catalogs import CatalogRef, Found, NeedsCatalog
 from fs.client.content_view import DATA_MODE, VIEW, data_key, is_data, real_path
 from fs.client.contents import content_at_hand, read_content
 from fs.client.dormants import Dormant
 from fs.client.errnos import FileError
-from fs.client.inodes import Inode, InodeTable, Node, directory_key, file_key
+from fs.client.inodes import Inode, InodeTable, Node, directory_key, file_key, needs_catalog
 from fs.client.neighbours import Neighbours
 from fs.client.pins import Pins
 from fs.client.prefetch import FAR_S, Prefetcher, ReadAhead
@@ -39,8 +40,7 @@ BLOCK_BYTES = 4096
 _SECTOR_BYTES = 512
 
 
-@dataclass(frozen=True, slots=True)
-class Attributes:
+class Attributes(NamedTuple):
     """What stat shows. Access and change time are the modification time."""
 
     inode: Inode
@@ -117,7 +117,7 @@ class Operations:
         for path in reversed(dormant.paths):
             for start in (self.repository.revision.root, dormant.home):
                 found = await self._find(start, path)
-                if found is not None and await self._key(found) == dormant.key:
+                if found is not None and await self.key(found) == dormant.key:
                     self.inodes.wake(inode, found)
                     return
         raise FileError(errno.ESTALE)
@@ -171,17 +171,23 @@ class Operations:
         if len(self._negatives) > _NEGATIVES:
             self._negatives.popitem(last=False)
 
-    async def _key(self, found: Found) -> bytes:
+    async def key(self, found: Found) -> bytes:
+        """What identifies an entry. Raises FsError."""
+        try:
+            return self.key_now(found)
+        except NeedsCatalog:
+            pass
         return await self.repository.catalogs.answered(lambda: self.key_now(found))
 
     def key_now(self, found: Found) -> bytes:
-        """What identifies an entry. Raises NeedsCatalog."""
+        """As ``key``. Raises NeedsCatalog."""
         if found.entry.is_directory:
             return directory_key(found.path)
         path = real_path(found.path)
         if is_data(found):
             return data_key(self.repository.content_now(found.home, path, found.entry), found.entry)
-        return file_key(self.repository.catalogs.get_now(found.home), path, found.entry)
+        catalog = self.repository.catalogs.get_now(found.home) if needs_catalog(found.entry) else None
+        return file_key(catalog, path, found.entry)
 
     def _node(self, inode: int) -> Node:
         node = self.inodes.get(inode)
@@ -243,7 +249,7 @@ class Operations:
 
     async def number(self, found: Found) -> tuple[bytes, Inode]:
         """Key and inode number of an entry of a listing; not counted. Raises FsError."""
-        key = await self._key(found)
+        key = await self.key(found)
         return key, self.inodes.number(key)
 
     def describe(self, inode: Inode, found: Found) -> Attributes:
@@ -439,7 +445,7 @@ class Operations:
             return
         for path in list(node.paths):
             after = await self._find(self.repository.revision.root, path)
-            if after is None or after.entry.is_directory or await self._key(after) != node.key:
+            if after is None or after.entry.is_directory or await self.key(after) != node.key:
                 self._forget_name(path, forgotten)
                 node.paths.discard(path)
             else:

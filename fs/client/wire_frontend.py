@@ -335,7 +335,7 @@ class WireFrontend:
         parent = Found(parent_path(node.found.path), node.found.entry, node.found.home, node.found.home)
         entries = [_Listed(_DOT, b".", b"", node.found), _Listed(_DOT_DOT, b"..", b"", parent)]
         for position, name in positions(list(shown)):
-            key, _ = await self.operations.number(shown[name])
+            key = await self.operations.key(shown[name])
             entries.append(_Listed(position, name, key, shown[name]))
             if len(entries) % _KEYS_AT_ONCE == 0:
                 await anyio.lowlevel.checkpoint()  # others are answered meanwhile

@@ -9,6 +9,7 @@ import stat
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from enum import IntFlag
+from functools import cache
 from typing import TypeVar
 
 from fs.errors import CatalogError, HashSyntaxError
@@ -540,7 +541,7 @@ class Catalog:
         """The catalog directly below this one with the longest path that is *path* or above it, or None."""
         if self._nested is None:
             self._nested = {reference.path: reference for reference in self.nested()}
-        while len(path) > len(self.mountpoint):
+        while self._nested and len(path) > len(self.mountpoint):
             reference = self._nested.get(path)
             if reference is not None:
                 return reference
@@ -617,7 +618,7 @@ class Catalog:
                 linkcount=hardlinks & _COUNT_MASK,
                 link_group=hardlinks >> _GROUP_SHIFT,
                 xattrs=decode_xattrs(xattr) if xattr is not None else {},
-                flags=Flag(bits & _FLAG_BITS),
+                flags=_flags(bits & _FLAG_BITS),
                 rowid=rowid,
             )
         except (TypeError, ValueError, HashSyntaxError) as error:
@@ -640,14 +641,21 @@ def is_name(name: bytes) -> bool:
 
 def _check_numbers(*values: int) -> None:
     """Refuse what a hostile database may hold in place of numbers: text, blobs, negative sizes, modes without type."""
-    hardlinks, size, mode, mtime, *others = values
-    if not all(isinstance(value, int) for value in values):
+    if set(map(type, values)) != _NUMBERS:
         raise TypeError("not a number")
+    hardlinks, size, mode, mtime, *others = values
     if min(hardlinks, size, mode, *others) < 0 or mode >> 16 or not stat.S_IFMT(mode) or abs(mtime) >> 40:
         raise ValueError("out of range")
 
 
+_NUMBERS = {int}
 _FLAG_BITS = sum(flag.value for flag in Flag)
+
+
+@cache
+def _flags(bits: int) -> Flag:
+    """``Flag(bits)``, of which there are few in use."""
+    return Flag(bits)
 
 
 def _hash(digest: bytes, algorithm: Algorithm) -> Hash:

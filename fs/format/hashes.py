@@ -31,7 +31,7 @@ class Algorithm(Enum):
         """Inverse of ``flag_number``. Raises HashSyntaxError for a number that is not defined."""
         if number >= len(_FLAG_ORDER):
             raise HashSyntaxError(f"algorithm {number}")
-        return cls(_FLAG_ORDER[number].value)
+        return _FLAG_ORDER[number]
 
     def hasher(self) -> "hashlib._Hash":
         """A new hashlib object; finish it with ``Hash.finish``."""
@@ -64,6 +64,9 @@ class Hash:
 
     digest: bytes  # DIGEST_BYTES long for every algorithm of the format
     algorithm: Algorithm = Algorithm.SHA1
+
+    def __hash__(self) -> int:
+        return hash(self.digest)
 
     @classmethod
     def of(cls, stored: bytes | bytearray | memoryview, algorithm: Algorithm = Algorithm.SHA1) -> Self:

@@ -14,6 +14,7 @@ import typer
 
 from fs.client.control_cli import mountctl
 from fs.runtime.errors import UsageError
+from fs.runtime.lean import ORNAMENTS, leave_out
 from fs.runtime.output import command_errors, print_json, say
 
 if TYPE_CHECKING:
@@ -182,6 +183,7 @@ def mount(
 
         def serve(ready: Callable[[], None]) -> None:
             """Build the settings and run the daemon; the heavy imports happen in its process only."""
+            leave_out(*ORNAMENTS)
             import trio
 
             from fs.client.daemon import LogTail, MountDaemon, MountSettings

@@ -17,13 +17,13 @@ from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStre
 
 from fs.client.bundles import batches, is_small
 from fs.client.cache_writer import CacheFullError
-from fs.client.catalogs import CatalogRef, Found
+from fs.client.catalogs import CatalogRef
 from fs.client.neighbours import SMALL_FILE_BYTES, Around, suffix_of
 from fs.client.profile import Read
 from fs.client.receiving import ObjectRef
 from fs.client.repository import Placed, Repository
 from fs.errors import AbsentError, FsError
-from fs.format.catalog import Flag
+from fs.format.catalog import Entry, Flag
 from fs.format.paths import is_below
 
 _log = structlog.get_logger()
@@ -202,11 +202,9 @@ class Prefetcher:
                     if wanted.suffix is not None and found.inside == home:
                         folders.append(found.entry.name)
                     continue
-                if not _is_worth_it(found, wanted.suffix):
-                    continue
-                placed = await repository.content(found.home, found.path, found.entry)
-                if placed.content.hash is not None and not repository.objects.has(placed.whole()):
-                    yield placed.whole()
+                ref = _worth_it(found.entry, wanted.suffix)
+                if ref is not None and not repository.objects.has(ref):
+                    yield ref
                     left -= 1
                     if not left:
                         return
@@ -333,11 +331,13 @@ async def _send(gathered: list[ObjectRef], sending: MemoryObjectSendStream[list[
     gathered.clear()
 
 
-def _is_worth_it(found: Found, suffix: bytes | None) -> bool:
-    """True for small files, of the kind that is wanted."""
-    entry = found.entry
-    is_small_file = entry.is_regular and 0 < entry.size <= SMALL_FILE_BYTES and not entry.flags & Flag.EXTERNAL
-    return is_small_file and (suffix is None or suffix_of(entry.name) == suffix)
+def _worth_it(entry: Entry, suffix: bytes | None) -> ObjectRef | None:
+    """The object of a small file of the kind that is wanted; None if *entry* is none."""
+    if entry.hash is None or not entry.is_regular or not 0 < entry.size <= SMALL_FILE_BYTES:
+        return None
+    if entry.flags & Flag.EXTERNAL or (suffix is not None and suffix_of(entry.name) != suffix):
+        return None
+    return ObjectRef(entry.hash, compression=entry.compression, size=entry.size)
 
 
 def _chosen(placed: Placed, chunks: Sequence[int]) -> Iterable[ObjectRef]:

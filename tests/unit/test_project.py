@@ -21,7 +21,7 @@ def test_our_package_names_belong_to_us_alone() -> None:
 
 
 def test_the_command_starts_without_what_only_some_commands_need() -> None:
-    code = f"import sys, unpackd; print([name for name in {HEAVY!r} if name in sys.modules])"
+    code = f"import sys, unpackd; unpackd.app; print([name for name in {HEAVY!r} if name in sys.modules])"
 
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True, timeout=60)
 
@@ -37,6 +37,19 @@ def commands(command: click.Command, path: tuple[str, ...] = ()) -> list[tuple[t
 
 
 ALL = commands(typer.main.get_command(unpackd.app))
+
+
+@pytest.mark.parametrize("name", sorted({path[0] for path, _ in ALL}))
+def test_a_command_that_is_composed_alone_is_the_same(name: str) -> None:
+    whole, alone = (typer.main.get_command(unpackd.compose(chosen)) for chosen in ("", name))
+
+    assert {path for path, _ in commands(whole) if path[0] == name} == {
+        path for path, _ in commands(alone) if path[0] == name
+    }
+
+
+def test_only_commands_that_exist_are_composed_alone() -> None:
+    assert set(unpackd.ALONE) <= {path[0] for path, _ in ALL}
 
 
 @pytest.mark.parametrize(("path", "command"), ALL, ids=[" ".join(path) for path, _ in ALL])

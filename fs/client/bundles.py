@@ -59,10 +59,10 @@ class Bundles:
             await mirror.read(Request(bundle_path(names)), receiver)
             parts = decode_bundle(receiver.content, len(refs))
         except UnreachableError as error:
-            _log.debug("bundle_not_fetched", url=mirror.url, reason=str(error))
+            _log.debug("bundle_not_fetched", url=mirror.url, reason=type(error).__name__)
             return Given({})
         except FsError as error:  # there are none, or something on the way does not let them through
-            _log.info("no_bundles", url=mirror.url, reason=str(error))
+            _log.info("no_bundles", url=mirror.url, reason=type(error).__name__)
             self._refused[mirror.url] = anyio.current_time()
             return Given({})
         given: dict[Hash, bytes] = {}

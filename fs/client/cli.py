@@ -156,6 +156,7 @@ def mount(
     --url http://origin.example.org/cvmfs/unpacked.example.org --pubkey unpacked.example.org.pub
     """
     with command_errors(as_json=as_json):
+        leave_out(*ORNAMENTS)
         from fs.client.background import serve_held, start_held, start_in_background
         from fs.client.holder import Inheritance
         from fs.client.mountpoints import absolute, check_mountpoint, own_file
@@ -183,7 +184,6 @@ def mount(
 
         def serve(ready: Callable[[], None]) -> None:
             """Build the settings and run the daemon; the heavy imports happen in its process only."""
-            leave_out(*ORNAMENTS)
             import trio
 
             from fs.client.daemon import LogTail, MountDaemon, MountSettings

@@ -61,7 +61,7 @@ class Objects:
         bundles: what gives several small objects at once; None does without.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  # what it is made of
         self,
         cache: ObjectCache,
         reader: StorageReader,

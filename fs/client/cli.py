@@ -14,7 +14,6 @@ import typer
 
 from fs.client.control_cli import mountctl
 from fs.runtime.errors import UsageError
-from fs.runtime.lean import ORNAMENTS, leave_out
 from fs.runtime.output import command_errors, print_json, say
 
 if TYPE_CHECKING:
@@ -156,7 +155,6 @@ def mount(
     --url http://origin.example.org/cvmfs/unpacked.example.org --pubkey unpacked.example.org.pub
     """
     with command_errors(as_json=as_json):
-        leave_out(*ORNAMENTS)
         from fs.client.background import serve_held, start_held, start_in_background
         from fs.client.holder import Inheritance
         from fs.client.mountpoints import absolute, check_mountpoint, own_file

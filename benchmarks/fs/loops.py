@@ -84,3 +84,11 @@ def resident_mib(process: int) -> float:
         if line.startswith("VmRSS:"):
             return int(line.split()[1]) / 1024
     raise OSError(f"{process} is gone")
+
+
+def processor_s(process: int) -> float:
+    """Seconds of processor time that all threads of *process* that still live have used."""
+    spent = 0
+    for thread in Path(f"/proc/{process}/task").iterdir():
+        spent += int((thread / "schedstat").read_text("ascii").split()[0])
+    return spent / 1e9

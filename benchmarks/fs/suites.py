@@ -3,13 +3,15 @@
 import json
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 from benchmarks.fs.loops import (
     each_us,
+    processor_s,
     read_long_mib_s,
     read_small,
     resident_mib,
@@ -58,11 +60,17 @@ def files(run: Run) -> Figures:
     def measure(root: Path, where: str, state: str) -> Figures:
         paths = [f"{root}/{name}" for name in names]
         add = partial(Figure, state=state, where=where, round_trip_ms=run.round_trip_ms)
-        return {
-            add("stat", unit="µs"): each_us(paths, os.stat),
-            add("open+read+close 4 KiB", unit="µs"): each_us(paths, read_small),
-            add(f"open+read+close 4 KiB, {PROCESSES} processes", unit="µs a file"): together_us(paths, PROCESSES),
-        }
+        many = f"open+read+close 4 KiB, {PROCESSES} processes"
+        daemon = None if where == LOCAL else _daemon(run.world)
+        with _counted(daemon, len(paths)) as stat_us:
+            found = {add("stat", unit="µs"): each_us(paths, os.stat)}
+        with _counted(daemon, len(paths)) as read_us:
+            found[add("open+read+close 4 KiB", unit="µs")] = each_us(paths, read_small)
+        found[add(many, unit="µs a file")] = together_us(paths, PROCESSES)
+        if daemon is not None and state != "warm":
+            found[add("stat, daemon's processor time", unit="µs")] = stat_us[0]
+            found[add("open+read+close 4 KiB, daemon's processor time", unit="µs")] = read_us[0]
+        return found
 
     found: Figures = {}
     if not run.round_trip_ms:
@@ -114,9 +122,12 @@ def _program(run: Run, what: str, seconds: Callable[[Path], float]) -> Figures:
         found[add(shown, state, "s", LOCAL)] = seconds(run.world.local)
     for frontend in run.frontends:
         with mount(run.world, run.url, frontend) as mounted:
+            daemon = _daemon(run.world)
             for state in ("cold", "warm"):
-                found[add(shown, state, "s", frontend)] = seconds(mounted.root)
-            found[add("daemon's memory", f"after {what}", "MiB", frontend)] = resident_mib(_daemon(run.world))
+                with _counted(daemon, run.world.sizes.tree) as used_us:
+                    found[add(shown, state, "s", frontend)] = seconds(mounted.root)
+                found[add(f"{what}, daemon's processor time", state, "µs an entry", frontend)] = used_us[0]
+            found[add("daemon's memory", f"after {what}", "MiB", frontend)] = resident_mib(daemon)
     return found
 
 
@@ -133,7 +144,10 @@ def start(run: Run) -> Figures:
     for frontend in run.frontends:
         with mount(run.world, run.url, frontend) as mounted:
             for state in ("cold", "warm"):
-                found[add(state=state, where=frontend)] = start_s(mounted.root / "python")
+                with _counted(_daemon(run.world), run.world.sizes.modules) as used_us:
+                    found[add(state=state, where=frontend)] = start_s(mounted.root / "python")
+                key = Figure("start, daemon's processor time", state, "µs a module", frontend, run.round_trip_ms)
+                found[key] = used_us[0]
             if frontend != "erofs":
                 profile.write_bytes(mountctl(run.world, "profile"))
         with mount(run.world, run.url, frontend) as mounted:
@@ -162,6 +176,16 @@ def life(run: Run) -> Figures:
         with mount(run.world, run.url, frontend, keeps_cache=True) as mounted:
             found[Figure("mount", "disk", "s", frontend)] = mounted.seconds
     return found
+
+
+@contextmanager
+def _counted(daemon: int | None, operations: int) -> Iterator[list[float]]:
+    """Microseconds of processor time an operation that *daemon* uses in the block, in the list that is given."""
+    used: list[float] = []
+    before = 0.0 if daemon is None else processor_s(daemon)
+    yield used
+    if daemon is not None:
+        used.append((processor_s(daemon) - before) / operations * 1e6)
 
 
 def _daemon(world: World) -> int:

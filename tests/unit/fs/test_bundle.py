@@ -77,7 +77,7 @@ def test_an_inflate_bomb_is_refused() -> None:
         verified(_ref(stored, 1000), stored)
 
 
-@given(st.lists(st.integers(0, MOST_PLAIN_BYTES * 2), max_size=300))
+@given(st.lists(st.integers(0, MOST_PLAIN_BYTES * 2), max_size=150))
 def test_batches_hold_everything_in_order_and_are_bounded(sizes: list[int]) -> None:
     refs = [_ref(b"%d" % number, size) for number, size in enumerate(sizes)]
 

@@ -10,7 +10,7 @@ from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import anyio.lowlevel
 import structlog
@@ -32,6 +32,7 @@ from fs.format.paths import name_of, parent_path
 from fs.format.symlinks import decode_literal, expand_target
 
 _log = structlog.get_logger()
+T = TypeVar("T")
 
 _CONTENTS = 4096  # of files in use
 _NEGATIVES = 1 << 16
@@ -129,7 +130,17 @@ class Operations:
             FileError: *parent* is no directory.
             FsError: a catalog cannot be had.
         """
-        return await self.repository.catalogs.answered(lambda: self.lookup_now(parent, name))
+        return await self._answered(parent, lambda: self.lookup_now(parent, name))
+
+    async def _answered(self, inode: int, question: Callable[[], T]) -> T:
+        """What *question* about *inode* returns, which may fall asleep while a catalog is waited for."""
+        while True:
+            try:
+                return await self.repository.catalogs.answered(question)
+            except FileError as error:
+                if error.code != errno.ESTALE or self.inodes.dormant(inode) is None:
+                    raise
+            await self.recall(inode)
 
     def lookup_now(self, parent: int, name: bytes) -> Attributes | None:
         """As ``lookup``. Raises NeedsCatalog."""
@@ -197,7 +208,7 @@ class Operations:
 
     async def directory(self, inode: int) -> Node:
         """Directory *inode* as it is in the newest revision, or, if it is gone there, as it was last."""
-        return await self.repository.catalogs.answered(lambda: self.directory_now(inode))
+        return await self._answered(inode, lambda: self.directory_now(inode))
 
     def directory_now(self, inode: int) -> Node:
         """As ``directory``. Raises NeedsCatalog."""
@@ -213,7 +224,7 @@ class Operations:
 
     async def attributes(self, inode: int) -> Attributes:
         """What stat shows of *inode*. Raises FileError, FsError."""
-        return await self.repository.catalogs.answered(lambda: self.attributes_now(inode))
+        return await self._answered(inode, lambda: self.attributes_now(inode))
 
     def attributes_now(self, inode: int) -> Attributes:
         """As ``attributes``. Raises NeedsCatalog."""

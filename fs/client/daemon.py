@@ -209,7 +209,7 @@ class MountDaemon:
                 nursery.start_soon(serve_control, socket, control.handlers() | {"restart": restart})
                 if listener is not None:
                     nursery.start_soon(serve_metrics, listener, control.metrics)
-                await session.resume()
+                await refresher.alone(session.resume)  # what answers a refresh must hold for the kernel too
                 await _wait_for_answer(settings.mountpoint)
                 _log.info(
                     "mounted",

@@ -81,6 +81,11 @@ class Refresher:
             )
             self._end()
 
+    async def alone(self, act: Callable[[], Awaitable[None]]) -> None:
+        """Do something during which nothing else may be adopted; who asks for a refresh waits."""
+        async with self._lock:
+            await act()
+
     def _schedule(self, delay_s: float) -> None:
         self._facts.next_check_unix_s = time.time() + delay_s
 

@@ -107,7 +107,7 @@ def test_what_is_pinned_stays_in_the_cache_and_pins_survive_the_daemon(published
         assert json.loads(unpackd("mountctl", mount.path, "pin", mount.path / "a", "--json").stdout)
         assert (mount.path / "a/kept").read_bytes() == pinned
         name = os.getxattr(mount.path / "a/kept", "user.hash").decode()
-        cached = work / "cache" / published.name / "objects" / name[:2] / name[2:]
+        cached = Path(mount.control("cache")["directory"]) / "objects" / name[:2] / name[2:]
         wait_until(cached.exists, "the object's arrival")
         pid = mount.control("status")["pid"]
         os.kill(pid, signal.SIGKILL)

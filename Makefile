@@ -22,6 +22,7 @@ soak:
 	.venv/bin/python -m benchmarks.soak --pause 0.5 --nice 10 $(SOAK) --json > docs/benchmarks/soak.json
 
 include clients.mk
+include convert.mk
 
 include publish.mk
 

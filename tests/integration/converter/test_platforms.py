@@ -69,7 +69,7 @@ def read(repository: Repository, link: str) -> bytes:
     """What the file ``which`` says at the end of the symlink *link*."""
     view = repository.view()
     target = view.readlink(link.encode())
-    return view.read(target[target.index(b"/.unpackd/") :] + b"/which", 100)
+    return view.read(target[target.index(b"/.flat/") :] + b"/which", 100)
 
 
 def test_all_platforms_come_in_one_commit(repository: Repository, keys: Path, tmp_path: Path, layout: Layout) -> None:

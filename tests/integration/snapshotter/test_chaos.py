@@ -216,8 +216,10 @@ class Load:
                 container.is_running = False
             else:
                 return
-        name = container.committed or container.name
-        with self.mounted(name, is_committed=bool(container.committed)) as root:
+        names = {line.split()[0] for line in self.ctr("snapshots", "--snapshotter", PLUGIN, "ls").splitlines()[1:]}
+        committed = f"{container.name}-committed"  # perhaps without the answer having come
+        name = committed if committed in names else container.name
+        with self.mounted(name, is_committed=name == committed) as root:
             file = root / DATA.lstrip("/")
             container.check(file.read_text() if file.exists() else "")
             assert (root / "etc/base").read_text() == "base\n"
@@ -386,6 +388,8 @@ def remove_all(node: Node) -> None:
         for name in [*names[1:], "last"]:
             if name == "last":
                 node.ctr("snapshots", "--snapshotter", PLUGIN, "prepare", name, check=False)
+            # a child that containerd collected stays a child for its own `rm`, but not for its next collection
+            node.ctr("snapshots", "--snapshotter", PLUGIN, "label", name, "containerd.io/gc.root=", check=False)
             node.ctr("snapshots", "--snapshotter", PLUGIN, "rm", name, check=False)
         node.ctr("leases", "create", "--id", "last", check=False)
         node.ctr("leases", "rm", "--sync", "last", check=False)  # else it collects at a pace of its own

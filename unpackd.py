@@ -16,7 +16,7 @@ ALONE = {
     "convert": "converter.convert_cli",
     "csi": "snapshotter.cli",
     "doctor": "snapshotter.cli",
-    "images": "converter.images_cli",
+    "images": "converter.cli",
     "mount": "fs.client.cli",
     "mountctl": "fs.client.cli",
     "proxy": "registry_proxy.cli",

@@ -306,7 +306,7 @@ def connect_bytes(database: bytes) -> sqlite3.Connection:
         secure(connection)
         connection.execute("PRAGMA query_only=ON")
         connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()
-    except (sqlite3.DatabaseError, OverflowError) as error:
+    except (sqlite3.DatabaseError, OverflowError, UnicodeDecodeError) as error:  # messages quote bytes of the file
         connection.close()
         raise CatalogError(f"not an SQLite database: {error}") from error
     return connection

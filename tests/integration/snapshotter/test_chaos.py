@@ -225,13 +225,20 @@ class Load:
             assert (root / "etc/base").read_text() == "base\n"
 
     def mounted(self, name: str, *, is_committed: bool) -> "Mounted":
-        key = name
-        if is_committed:
-            key = f"{name}-view-{next(self._numbers)}"
-            self.ctr("snapshots", "--snapshotter", PLUGIN, "view", key, name)
+        key, command = name, ""
         place = self._node.folder / f"look-{self._number}-{next(self._numbers)}"
         place.mkdir()
-        command = self.ctr("snapshots", "--snapshotter", PLUGIN, "mounts", str(place), key)
+        for last in (False, False, True):
+            if is_committed:
+                key = f"{name}-view-{next(self._numbers)}"
+                self.ctr("snapshots", "--snapshotter", PLUGIN, "view", key, name)
+            try:
+                command = self.ctr("snapshots", "--snapshotter", PLUGIN, "mounts", str(place), key)
+            except CallFailedError as error:  # nothing in containerd holds on to a view, so it may have collected it
+                if last or not is_committed or "does not exist" not in str(error):
+                    raise
+            else:
+                break
         return Mounted(command, place, lambda: self.ctr("snapshots", "--snapshotter", PLUGIN, "rm", key), is_committed)
 
     def forget(self, container: Container) -> None:

@@ -93,7 +93,7 @@ def test_what_runs_is_pinned_measured_and_counted(machine: Machine) -> None:
 
     (pin,) = machine.mount.control("pins")
     assert pin["owner"] == f"snapshotter {node.service.root}"
-    assert pin["path"].startswith("/.flat/")
+    assert pin["path"].startswith("/.unpackd/rootfs/")
     tool = os.stat(next((machine.mount.path / pin["path"].lstrip("/")).glob("bin/tool")))
     assert pin["bytes_read"] >= tool.st_size
     assert pin["files_read"] >= 1

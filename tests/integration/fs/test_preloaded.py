@@ -12,7 +12,7 @@ from fs.client.memory import MemoryTier
 from fs.format.hashes import Hash
 from tests.support.flaky_origin import flaky_origin
 from tests.support.mounts import mounted, unpackd
-from tests.support.processes import unmount_below
+from tests.support.processes import unmount_below, wait_until
 from tests.support.published import Published, publish
 
 CONTENT = os.urandom(400_000)
@@ -58,7 +58,9 @@ def test_a_preloaded_cache_on_a_read_only_disk_needs_no_server(published: Publis
                 assert status["cache"]["objects"] == 0
                 assert status["cache"]["preloaded_hits"] > 2
     finally:
-        subprocess.run(["umount", disk], check=True, timeout=30)
+        wait_until(
+            lambda: subprocess.run(["umount", disk], check=False, timeout=30).returncode == 0, "the daemons' end", 20
+        )
     assert _state(disk) == before
 
 

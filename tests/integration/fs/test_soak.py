@@ -24,7 +24,19 @@ OPTIONS = {
 
 @pytest.mark.root
 @pytest.mark.skipif(not kernel_can_resume(platform.release()), reason="needs Linux 6.9 or later")
-@pytest.mark.parametrize("frontend", ["wire", "pyfuse3"])
+@pytest.mark.parametrize(
+    "frontend",
+    [
+        "wire",
+        pytest.param(
+            "pyfuse3",
+            marks=pytest.mark.xfail(
+                strict=False,
+                reason="after kills within seconds, single names may show an older revision (docs/soak.md)",
+            ),
+        ),
+    ],
+)
 def test_nothing_is_found_in_a_short_soak(tmp_path: Path, frontend: str) -> None:
     options = [text for pair in OPTIONS.items() for text in pair]
     command = [sys.executable, "-m", "benchmarks.soak", *options, "--frontend", frontend]

@@ -1,7 +1,7 @@
 """kill -9 of a real process before each of its changes to the disk, one after the other, for every kind of work.
 
 After each the repository is at the old or the new revision, the check is clean, and running again completes the work.
-Each third change is taken, and with UNPACKD_TEST_KILLS=all (``make kills``) each.
+Each seventh change is taken, and with UNPACKD_TEST_KILLS=all (``make kills``) each.
 """
 
 import itertools
@@ -24,7 +24,7 @@ from fs.publish.repository import MANIFEST, Repository, read_manifest, read_whit
 from fs.store.local import LocalStore
 from tests.support.mortal import NAME, Mortals, contents, image, make_old, mortals, turn
 
-STRIDE = 1 if os.environ.get("UNPACKD_TEST_KILLS") == "all" else 3
+STRIDE = 1 if os.environ.get("UNPACKD_TEST_KILLS") == "all" else 7
 
 
 @pytest.fixture(scope="module")

@@ -4,6 +4,7 @@ Importing all rooms takes longer than many a command, so a command whose module 
 """
 
 import sys
+from functools import cache
 from importlib import import_module
 
 import typer
@@ -36,6 +37,11 @@ ALONE = {
 
 def compose(command: str = "") -> typer.Typer:
     """The application, with *command* at least; without, or if it is not known, with all commands."""
+    return _composed((ALONE[command],) if command in ALONE else ROOMS)
+
+
+@cache
+def _composed(modules: tuple[str, ...]) -> typer.Typer:
     app = typer.Typer(
         name="unpackd",
         help="Container images, unpacked into CernVM-FS repositories and started from there.",
@@ -44,7 +50,7 @@ def compose(command: str = "") -> typer.Typer:
         rich_markup_mode=None,
     )
     app.callback()(_is_group)
-    for module in (ALONE[command],) if command in ALONE else ROOMS:
+    for module in modules:
         import_module(module).register(app)
     return app
 

@@ -17,7 +17,6 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -188,19 +187,22 @@ def _last_state(mount: Mounted, world: World) -> list[str]:
         time.sleep(0.2)
     wrong: list[str] = []
     for file in [*world.plan.small, *world.plan.large]:
-        with suppress(readers.WrongBytesError, ValueError):
-            if _version(mount, file) == world.versions.committed[file.number]:
-                continue
-        wrong.append(file.path)
+        wanted = world.versions.committed[file.number]
+        try:
+            found = _versions(mount, file)
+        except readers.WrongBytesError as error:
+            wrong.append(f"{file.path}: {error}")
+            continue
+        if found != {wanted}:
+            wrong.append(f"{file.path} shows version {found}, not {wanted}")
     return wrong
 
 
-def _version(mount: Mounted, file: File) -> int:
+def _versions(mount: Mounted, file: File) -> set[int]:
     path = Path(f"{mount.mountpoint}{file.path}")
     data = path.read_bytes()
     blocks = [data[start : start + readers.BLOCK_BYTES] for start in range(0, len(data), readers.BLOCK_BYTES)]
-    (version,) = {readers.check_block(block, file.number, number) for number, block in enumerate(blocks)} or {0}
-    return version
+    return {readers.check_block(block, file.number, number) for number, block in enumerate(blocks)}
 
 
 def _found(findings: Path) -> list[dict[str, Any]]:

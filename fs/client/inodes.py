@@ -10,6 +10,7 @@ import hashlib
 import sqlite3
 import struct
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import NewType, Protocol
@@ -118,6 +119,7 @@ class InodeTable:
     def __init__(self, root: Found, generation: int, *, most_awake: int = MOST_AWAKE) -> None:
         self._nodes: dict[Inode, Node] = {}
         self._dormant = Dormants()
+        self._woken: set[Inode] | None = None
         self._most_awake = most_awake
         self.recorder: Recorder | None = None
         self._directories: dict[bytes, Inode] = {}
@@ -170,6 +172,8 @@ class InodeTable:
         if dormant is not None:
             node.lookups += dormant.lookups or 1
             node.paths.update(dormant.paths)
+            if self._woken is not None:
+                self._woken.add(node.inode)
 
     def _rest(self) -> None:
         """If too many are awake, let some of those sleep that woke first."""
@@ -207,6 +211,15 @@ class InodeTable:
             node = self._nodes[Inode(inode)] = Node(Inode(inode), dormant.key, found, -1)
             self._wake(node)
             self._rest()
+
+    @contextmanager
+    def noting_woken(self) -> Iterator[set[Inode]]:
+        """The set grows by those that wake meanwhile: who walks over all, awake and dormant, may miss them."""
+        self._woken = set()
+        try:
+            yield self._woken
+        finally:
+            self._woken = None
 
     def forget(self, inode: int, lookups: int) -> None:
         """The kernel forgets *lookups* of what it was told."""

@@ -74,8 +74,7 @@ class Invalidations:
     """What the kernel has to forget."""
 
     entries: list[tuple[Inode, bytes]] = field(default_factory=list)  # directory, name
-    attributes: list[Inode] = field(default_factory=list)
-    listings: list[Inode] = field(default_factory=list)  # of directories; their attributes too
+    directories: list[Inode] = field(default_factory=list)  # their attributes and listings
 
 
 class Operations:
@@ -404,15 +403,17 @@ class Operations:
         self.generation += 1
         forgotten = Invalidations()
         unchanged: dict[CatalogRef, bool] = {}
-        for number, node in enumerate(self.inodes.known()):
-            if number % _COMPARED_AT_ONCE == 0:
-                await anyio.lowlevel.checkpoint()  # requests are answered meanwhile
-            try:
+        with self.inodes.noting_woken() as woken:
+            for number, node in enumerate(self.inodes.known()):
+                if number % _COMPARED_AT_ONCE == 0:
+                    await anyio.lowlevel.checkpoint()  # requests are answered meanwhile
                 await self._compare(node, unchanged, forgotten)
-            except FsError as error:  # a catalog cannot be had: the kernel shall ask, and get this error
-                _log.warning("entry_not_compared", path=node.found.path.decode("utf-8", "replace"), reason=str(error))
-                self._forget_names(node, forgotten)
-        await self._compare_dormant(unchanged, forgotten)
+            for number, (inode, dormant) in enumerate(self.inodes.all_dormant()):
+                if number % _COMPARED_AT_ONCE == 0:
+                    await anyio.lowlevel.checkpoint()
+                await self._compare_dormant(Inode(inode), dormant, unchanged, forgotten)
+        for inode in woken:
+            await self._compare_woken(inode, forgotten)
         for path in list(self._negatives):
             parent = self.inodes.directory(parent_path(path))
             if parent is not None:
@@ -420,39 +421,58 @@ class Operations:
         self._negatives.clear()
         return forgotten
 
-    async def _compare_dormant(self, unchanged: dict[CatalogRef, bool], forgotten: Invalidations) -> None:
-        """Recall what is asleep and may have changed, and compare it; what was compared before does no harm."""
-        for number, (inode, dormant) in enumerate(self.inodes.all_dormant()):
-            if number % _COMPARED_AT_ONCE == 0:
-                await anyio.lowlevel.checkpoint()
-            try:
-                for catalog in (dormant.home, dormant.inside):
-                    if not await self._is_unchanged(catalog, unchanged):
-                        await self.recall(inode)
-                        node = self.inodes.get(inode)
-                        if node is not None:
-                            await self._compare(node, unchanged, forgotten)
-                        break
-            except FsError as error:
-                _log.warning("inode_not_recalled", inode=inode, reason=str(error))
-                for path in dormant.paths:
-                    self._forget_name(path, forgotten)
-
     async def _compare(self, node: Node, unchanged: dict[CatalogRef, bool], forgotten: Invalidations) -> None:
-        """Add to *forgotten* what the kernel knows of *node* and is not true any more."""
+        """Add to *forgotten* what the kernel knows of *node*, which was awake before, and is not true any more."""
         before = node.found
-        if await self._is_unchanged(before.home, unchanged) and await self._is_unchanged(before.inside, unchanged):
-            node.generation = self.generation
-            return
+        try:
+            # what a request has found anew lies in new catalogs, and says nothing of its other names
+            if node.generation < self.generation and all(
+                [await self._is_unchanged(catalog, unchanged) for catalog in (before.home, before.inside)]
+            ):
+                node.generation = self.generation
+                return
+            await self._compare_names(node, forgotten)
+        except FsError as error:  # a catalog cannot be had: the kernel shall ask, and get this error
+            _log.warning("entry_not_compared", path=before.path.decode("utf-8", "replace"), reason=str(error))
+            self._forget_names(node.paths, forgotten)
+
+    async def _compare_dormant(
+        self, inode: Inode, dormant: Dormant, unchanged: dict[CatalogRef, bool], forgotten: Invalidations
+    ) -> None:
+        """As ``_compare``, for *inode*, which was asleep; what was compared before does no harm."""
+        try:
+            if await self._is_unchanged(dormant.home, unchanged) and await self._is_unchanged(
+                dormant.inside, unchanged
+            ):
+                return
+        except FsError as error:
+            _log.warning("inode_not_compared", inode=inode, reason=str(error))
+            self._forget_names(dormant.paths, forgotten)
+        else:
+            await self._compare_woken(inode, forgotten)
+
+    async def _compare_woken(self, inode: Inode, forgotten: Invalidations) -> None:
+        """As ``_compare``, for *inode*, which a request may have found by any of its names, in any revision."""
+        dormant, node = self.inodes.dormant(inode), self.inodes.get(inode)
+        paths = dormant.paths if dormant is not None else node.paths if node is not None else ()
+        try:
+            await self.recall(inode)
+            node = self.inodes.get(inode)
+            if node is not None:
+                await self._compare_names(node, forgotten)
+        except FsError as error:
+            _log.warning("inode_not_compared", inode=inode, reason=str(error))
+            self._forget_names(paths, forgotten)
+
+    async def _compare_names(self, node: Node, forgotten: Invalidations) -> None:
+        before = node.found
         if before.entry.is_directory:
             after = await self._find(self.repository.revision.root, before.path)
             if after is None or not after.entry.is_directory:
-                self._forget_names(node, forgotten)
+                self._forget_names(node.paths, forgotten)
                 return
             node.found, node.generation = after, self.generation
-            if after.entry != before.entry:
-                forgotten.attributes.append(node.inode)
-            forgotten.listings.append(node.inode)
+            forgotten.directories.append(node.inode)
             return
         for path in list(node.paths):
             after = await self._find(self.repository.revision.root, path)
@@ -469,8 +489,8 @@ class Operations:
             unchanged[catalog] = catalog == await self.repository.catalogs.serving(root, catalog.mountpoint)
         return unchanged[catalog]
 
-    def _forget_names(self, node: Node, forgotten: Invalidations) -> None:
-        for path in node.paths:
+    def _forget_names(self, paths: Iterable[bytes], forgotten: Invalidations) -> None:
+        for path in paths:
             self._forget_name(path, forgotten)
 
     def _forget_name(self, path: bytes, forgotten: Invalidations) -> None:

@@ -74,8 +74,7 @@ class Pyfuse3Session:
         for start in range(0, len(forgotten.entries), _REVOCATIONS_AT_ONCE):
             part = forgotten.entries[start : start + _REVOCATIONS_AT_ONCE]
             await anyio.to_thread.run_sync(_revoke_entries, part)
-        if forgotten.attributes:
-            await anyio.to_thread.run_sync(_revoke_attributes, forgotten.attributes)
+        await anyio.to_thread.run_sync(_revoke_attributes, forgotten.directories)
 
     def close(self) -> None:
         """See Session."""

@@ -69,7 +69,7 @@ class Refresher:
                     repository=self._repository.name,
                     revision=self._repository.revision.number,
                     before=before,
-                    revoked=len(forgotten.entries) + len(forgotten.attributes),
+                    revoked=len(forgotten.entries) + len(forgotten.directories),
                 )
         self._schedule(self._repository.revision.ttl_s)
         return changed

@@ -319,11 +319,6 @@ def _notice(code: Notice, body: bytes) -> bytes:
     return _ANSWER.pack(_ANSWER.size + len(body), code, 0) + body
 
 
-def invalidate_attributes(inode: int) -> bytes:
-    """Notice: the attributes of *inode* have changed."""
-    return _notice(Notice.INVALIDATE_INODE, _INVALIDATE_INODE.pack(inode, -1, 0))
-
-
 def invalidate_pages(inode: int) -> bytes:
     """Notice: the attributes of *inode* and what is kept of it (of a directory: the listing) have changed."""
     return _notice(Notice.INVALIDATE_INODE, _INVALIDATE_INODE.pack(inode, 0, 0))

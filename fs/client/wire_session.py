@@ -23,7 +23,6 @@ from fs.client.wire_messages import (
     Request,
     answer_header,
     error_answer,
-    invalidate_attributes,
     invalidate_entry,
     invalidate_pages,
     parse,
@@ -206,8 +205,7 @@ class WireSession:
         """See Session. In threads: the kernel may have to wait for requests that this loop answers."""
         root = self._frontend.operations.repository.revision.root.hash
         notices = [partial(invalidate_entry, parent, name) for parent, name in forgotten.entries]
-        notices += [partial(invalidate_pages, inode) for inode in forgotten.listings]
-        notices += [partial(invalidate_attributes, inode) for inode in forgotten.attributes]
+        notices += [partial(invalidate_pages, inode) for inode in forgotten.directories]
         for start in range(0, len(notices), _REVOCATIONS_AT_ONCE):
             part = [notice() for notice in notices[start : start + _REVOCATIONS_AT_ONCE]]
             await anyio.to_thread.run_sync(self._notify, part)

@@ -5,10 +5,14 @@ import random
 import stat
 from pathlib import Path
 
+import anyio
 import pytest
 
 from fs.client.control import ask
+from fs.client.dormants import Dormant
+from fs.client.inodes import ROOT, Inode
 from fs.client.mountpoints import control_socket
+from fs.client.operations import Invalidations
 from fs.errors import RefusedError
 from fs.format.catalog import Flag
 from fs.publish.operations import MakeDirectory, Operation, PutSymlink, Remove
@@ -104,3 +108,28 @@ def test_random_revisions(tmp_path: Path, seed: int, frontend: str) -> None:
         for descriptor, content in held:
             assert os.pread(descriptor, 1000, 0) == content
             os.close(descriptor)
+
+
+def test_what_wakes_while_a_revision_is_adopted_is_compared_too(tmp_path: Path) -> None:
+    published = publish(tmp_path)
+    published.put(old=b"old", same=b"same")
+    with opened(published.name, [str(published.storage)], published.public_key, tmp_path / "cache") as library:
+        operations, home = library.operations, library.repository.revision.root
+        inodes = [Inode(library.inode(b"/" + name)) for name in (b"old", b"same")]
+        nodes = [node for node in map(operations.inodes.get, inodes) if node is not None]
+
+        async def adopt_while_asked() -> Invalidations:
+            for node in nodes:
+                operations.forget(node.inode, 1)
+            dormant = [Dormant(node.key, home, home, is_directory=False, paths=tuple(node.paths)) for node in nodes]
+            operations.restore(dict(zip(inodes, dormant, strict=True)), [])
+            assert await library.repository.refresh()
+            async with anyio.create_task_group() as group:
+                for inode in inodes:
+                    group.start_soon(operations.attributes, inode)
+                return await operations.adopt()
+
+        published.put(old=b"new")
+        forgotten = library.run(adopt_while_asked)
+
+        assert forgotten.entries == [(ROOT, b"old")]

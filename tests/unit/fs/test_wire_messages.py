@@ -102,7 +102,6 @@ def test_other_answers_have_their_sizes() -> None:
     assert wire.answer_header(7, 100) == struct.pack("=IiQ", 116, 0, 7)
     assert wire.resend() == struct.pack("=IiQ", 16, 7, 0)
     assert wire.invalidate_entry(9, b"ab") == struct.pack("=IiQQII", 35, 3, 0, 9, 2, 0) + b"ab\0"
-    assert wire.invalidate_attributes(9) == struct.pack("=IiQQqq", 40, 2, 0, 9, -1, 0)
     assert wire.invalidate_pages(9) == struct.pack("=IiQQqq", 40, 2, 0, 9, 0, 0)
 
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from functools import partial
 from http import HTTPStatus
 from pathlib import Path
+from types import MethodType
 from typing import TYPE_CHECKING, Any
 
 import anyio.to_thread
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 STATEMENT_TYPE = "application/vnd.dsse.envelope.v1+json"
 _EMPTY = b"{}"
 _TIMEOUT_S = 60.0
+_RETRIES, _BACKOFF_S = 3, 0.5
 _INDEX_TRIES = 5  # others may put an index of their own at the same moment
 _INDEX_LIMIT_BYTES = 4 << 20
 _MOST_STATEMENTS = 20  # of one image that are read
@@ -70,13 +72,21 @@ class _Pushing:
     def __init__(self, reference: Reference) -> None:
         import oras.container  # noqa: PLC0415  # an HTTP stack of its own that nothing else needs
         import oras.provider  # noqa: PLC0415
+        from requests.adapters import HTTPAdapter  # noqa: PLC0415
+        from urllib3.util import Retry  # noqa: PLC0415
 
         origin = Origin.of(reference.registry, reference.scheme)
         self._shown = reference.name
         self._name = f"{api_host(reference.registry)}/{reference.repository}"
         self._base = f"{origin.url}/v2/{reference.repository}"
         self._provider = oras.provider.Registry(insecure=origin.scheme == "http")
-        self._provider.session.request = partial(self._provider.session.request, timeout=_TIMEOUT_S)
+        session = self._provider.session
+        session.request = partial(session.request, timeout=_TIMEOUT_S)
+        # oras' own retries sleep for more than two minutes in front of a registry that is not there
+        self._provider.do_request = MethodType(self._provider.do_request.__wrapped__, self._provider)
+        unavailable = (HTTPStatus.BAD_GATEWAY, HTTPStatus.SERVICE_UNAVAILABLE, HTTPStatus.GATEWAY_TIMEOUT)
+        retries = Retry(_RETRIES, backoff_factor=_BACKOFF_S, status_forcelist=unavailable, allowed_methods=None)
+        session.mount(f"{origin.scheme}://", HTTPAdapter(max_retries=retries))
         self._container = oras.container.Container(f"{self._name}:latest")
         self._provider.auth.load_configs(self._container)
 

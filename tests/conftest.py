@@ -12,6 +12,13 @@ from tests.support.registry import Registry, run_registry
 ROOT = Path(__file__).parent.parent
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """A file's tests share what they start, those of the whole line even across files: one process runs them."""
+    for item in items:
+        place = item.path.parent if item.path.parent.name == "e2e" else item.path
+        item.add_marker(pytest.mark.xdist_group(str(place.relative_to(ROOT))))
+
+
 @pytest.fixture(autouse=True)
 def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
     """A developer's own settings must not decide about a test."""

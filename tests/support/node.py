@@ -4,7 +4,8 @@ import os
 import platform
 import re
 import subprocess
-from collections.abc import Iterator
+import uuid
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -146,7 +147,18 @@ class Node:
 
     def run(self, image: str, name: str, *command: str, snapshotter: str = PLUGIN) -> str:
         """Run a container to its end; gives what it printed."""
-        return self.ctr("run", "--rm", "--snapshotter", snapshotter, image, name, *command).stdout
+        return self.ctr("run", "--rm", "--snapshotter", snapshotter, image, unique(name), *command).stdout
+
+    def start(self, image: str, name: str, *command: str, options: Sequence[str] = ()) -> str:
+        """Start a container that goes on; gives its name, which begins with *name*."""
+        container = unique(name)
+        self.ctr("run", "-d", "--snapshotter", PLUGIN, *options, image, container, *command)
+        return container
+
+
+def unique(name: str) -> str:
+    """A name for a container that no other node of this machine has: what runc knows is the machine's."""
+    return f"{name}-{uuid.uuid4().hex[:12]}"
 
 
 @contextmanager

@@ -8,7 +8,6 @@ import json
 import stat
 import subprocess
 import tarfile
-import uuid
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
@@ -189,9 +188,8 @@ def test_what_a_container_wrote_is_diffed(node: Node, images: Images) -> None:
 
 @contextmanager
 def running_container(node: Node, image: str) -> Iterator[str]:
-    """A container that waits for its end; its name, which no other node of this machine has."""
-    name = f"c-{uuid.uuid4().hex[:12]}"
-    node.ctr("run", "-d", "--snapshotter", PLUGIN, image, name, TOOL, "pause")
+    """A container that waits for its end; its name."""
+    name = node.start(image, "c", TOOL, "pause")
     try:
         yield name
     finally:

@@ -54,22 +54,22 @@ def test_a_mapped_container_reads_and_writes(mapping: tuple[Node, str]) -> None:
         try_mapping(node.repository.root)
     except MountingError as error:
         pytest.skip(f"owners of FUSE mounts cannot be mapped here (Linux 6.12): {error}")
-    node.ctr("run", "-d", "--snapshotter", PLUGIN, *MAPPED, image, "mapped", TOOL, "pause")
+    mapped = node.start(image, "mapped", TOOL, "pause", options=MAPPED)
 
     def tool(*arguments: str) -> str:
-        return node.ctr("tasks", "exec", "--exec-id", "e", "mapped", TOOL, *arguments).stdout
+        return node.ctr("tasks", "exec", "--exec-id", "e", mapped, TOOL, *arguments).stdout
 
     assert tool("cat", "/etc/base", "/dir/file") == "base\nfile\n"
     tool("append", "/etc/base", "more\n")
     tool("append", "/new", "new\n")
     assert tool("cat", "/etc/base", "/new") == "base\nmore\nnew\n"
-    (info,) = [info for info in node.client.list("kind==active") if info.name.endswith("/mapped")]
+    (info,) = [info for info in node.client.list("kind==active") if info.name.endswith(f"/{mapped}")]
     (mounted_at,) = node.client.mounts(info.name)
     upper = next(option for option in mounted_at.options if option.startswith("upperdir="))
     layer = Path(upper.removeprefix("upperdir="))
     written = {path.name: (path.stat().st_uid, path.stat().st_gid) for path in layer.rglob("*") if path.is_file()}
     assert written == {"base": (100_000, 200_000), "new": (100_000, 200_000)}
-    node.remove("mapped")
+    node.remove(mapped)
     assert node.run(image, "plain", TOOL, "cat", "/etc/base") == "base\n"
 
 

@@ -13,7 +13,7 @@ import pytest
 from tests.support.cri import Kubelet
 from tests.support.images import digest
 from tests.support.mounts import TestMount, mounted
-from tests.support.node import PLUGIN, Node, running_node
+from tests.support.node import Node, running_node
 from tests.support.processes import free_port, mounts_below, require_root, require_tool, wait_until
 from tests.support.registry import Registry
 from tests.support.snapshotter import FakeRepository, service_folder
@@ -67,10 +67,10 @@ def test_a_container_runs_from_the_metadata_image(machine: Machine) -> None:
     node = machine.node
     assert pull(machine)["layers_unpacked"] == 0
     allowed = json.loads((node.service.root / "rootfs.json").read_text())["form"] == "erofs"
-    node.ctr("run", "-d", "--snapshotter", PLUGIN, machine.image, "inside", TOOL, "pause")
+    inside = node.start(machine.image, "inside", TOOL, "pause")
 
     def tool(*arguments: str) -> str:
-        return node.ctr("tasks", "exec", "--exec-id", "e", "inside", TOOL, *arguments).stdout
+        return node.ctr("tasks", "exec", "--exec-id", "e", inside, TOOL, *arguments).stdout
 
     assert machine.forms() == {allowed}
     assert tool("cat", "/etc/soft", "/etc/hard", "/dir/file", "/etc/empty") == "top\nbase\nfile\n"
@@ -82,15 +82,15 @@ def test_a_container_runs_from_the_metadata_image(machine: Machine) -> None:
     shown = tool("cat", "/etc/base", "/etc/empty", "/etc/gone", "/moved", "/etc/top", "/dir/file")
     assert shown == "base\nmore\nfilled\nno /etc/gone\nfile\ntop\nno /dir/file\n"
     assert node.run(machine.image, "fresh", TOOL, "cat", "/etc/base", "/etc/gone") == "base\ngone\n"
-    remove(node, "inside")
+    node.remove(inside)
 
 
 def test_what_runs_is_pinned_measured_and_counted(machine: Machine) -> None:
     node = machine.node
     pull(machine)
     Path("/proc/sys/vm/drop_caches").write_text("1")  # what an earlier container read is not asked for again
-    node.ctr("run", "-d", "--snapshotter", PLUGIN, machine.image, "pinned", TOOL, "pause")
-    node.ctr("tasks", "exec", "--exec-id", "e", "pinned", TOOL, "cat", "/etc/base", "/dir/file")
+    pinned = node.start(machine.image, "pinned", TOOL, "pause")
+    node.ctr("tasks", "exec", "--exec-id", "e", pinned, TOOL, "cat", "/etc/base", "/dir/file")
 
     (pin,) = machine.mount.control("pins")
     assert pin["owner"] == f"snapshotter {node.service.root}"
@@ -118,7 +118,7 @@ def test_what_runs_is_pinned_measured_and_counted(machine: Machine) -> None:
 
     node.kill_and_restart_snapshotter()
     wait_until(lambda: len(machine.mount.control("pins")) == 1, "the same pin after a restart")
-    remove(node, "pinned")
+    node.remove(pinned)
     wait_until(lambda: machine.mount.control("pins") == [], "the end of the pin")
 
 
@@ -147,10 +147,10 @@ def test_cri_pulls_and_runs_a_pod(machine: Machine, registry: Registry, tmp_path
 def test_kills_under_a_running_container(machine: Machine) -> None:
     node = machine.node
     pull(machine)
-    node.ctr("run", "-d", "--snapshotter", PLUGIN, machine.image, "survivor", TOOL, "pause")
+    survivor = node.start(machine.image, "survivor", TOOL, "pause")
 
     def tool(identity: str, *arguments: str) -> str:
-        return node.ctr("tasks", "exec", "--exec-id", identity, "survivor", TOOL, *arguments).stdout
+        return node.ctr("tasks", "exec", "--exec-id", identity, survivor, TOOL, *arguments).stdout
 
     tool("a", "append", "/etc/base", "kept\n")
     node.service.kill()
@@ -160,7 +160,7 @@ def test_kills_under_a_running_container(machine: Machine) -> None:
     assert tool("c", "cat", "/etc/base", "/etc/soft") == "base\nkept\ntop\n", "another containerd"
     node.kill_and_restart_snapshotter()
     assert node.run(machine.image, "later", TOOL, "cat", "/etc/base") == "base\n"
-    remove(node, "survivor")
+    node.remove(survivor)
 
 
 def test_nothing_is_left_when_the_last_image_goes(machine: Machine) -> None:
@@ -176,11 +176,3 @@ def test_nothing_is_left_when_the_last_image_goes(machine: Machine) -> None:
 
     assert mounts_below(node.folder) == []
     assert [os.listdir(node.service.root / folder) for folder in ("s", "l", "e", "m", "t")] == [[]] * 5
-
-
-def remove(node: Node, name: str) -> None:
-    """End a container and forget it."""
-    node.ctr("tasks", "kill", "--signal", "SIGKILL", name)
-    wait_until(lambda: "STOPPED" in node.ctr("tasks", "ls").stdout, "the end of the container")
-    node.ctr("tasks", "rm", name)
-    node.ctr("containers", "rm", name)

@@ -5,6 +5,7 @@ every life of the daemon, so a listing that one of those overtakes neither repea
 """
 
 import hashlib
+from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -41,14 +42,7 @@ class Listing:
 
     def index(self, offset: int) -> int:
         """The first entry after *offset*."""
-        low, high = 0, len(self.entries)
-        while low < high:
-            middle = (low + high) // 2
-            if self.entries[middle].position <= offset:
-                low = middle + 1
-            else:
-                high = middle
-        return low
+        return bisect_right(self.entries, offset, key=lambda listed: listed.position)
 
 
 def positions(names: list[bytes]) -> list[tuple[int, bytes]]:
@@ -105,7 +99,7 @@ class Listings:
         parent = Found(parent_path(node.found.path), node.found.entry, node.found.home, node.found.home)
         entries = [Listed(_DOT, b".", b"", node.found), Listed(_DOT_DOT, b"..", b"", parent)]
         for position, name in positions(list(shown)):
-            key, _ = await operations.number(shown[name])
+            key = await operations.key(shown[name])
             entries.append(Listed(position, name, key, shown[name]))
             if len(entries) % _KEYS_AT_ONCE == 0:
                 await anyio.lowlevel.checkpoint()  # others are answered meanwhile

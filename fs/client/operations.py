@@ -257,11 +257,6 @@ class Operations:
             shown = [replace(one, path=path + b"/" + one.entry.name) for one in shown]
         return sorted(shown, key=lambda one: one.entry.name)
 
-    async def number(self, found: Found) -> tuple[bytes, Inode]:
-        """Key and inode number of an entry of a listing; not counted. Raises FsError."""
-        key = await self.key(found)
-        return key, self.inodes.number(key)
-
     def describe(self, inode: Inode, found: Found) -> Attributes:
         """Attributes of an entry of a listing."""
         return self._attributes(inode, found)

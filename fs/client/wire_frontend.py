@@ -2,23 +2,19 @@
 
 Files and directories are opened without a message: the kernel keeps pages and listings under the inode, whose content
 never changes (a directory's listing is revoked when it does). So nothing here has a handle, and a listing goes on from
-an offset alone: entries come in the order of a hash of their names, and the offset is that hash. It means the same in
-every revision and every life of the daemon.
+an offset alone (see listings).
 """
 
 import errno
-import hashlib
-from collections import OrderedDict
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
 
-import anyio.lowlevel
 import structlog
 
-from fs.client.catalogs import Found, NeedsCatalog
+from fs.client.catalogs import NeedsCatalog
 from fs.client.errnos import FileError, errno_of
 from fs.client.frontend import Kept, count_fault, describe
 from fs.client.inodes import directory_key
+from fs.client.listings import Listing, Listings
 from fs.client.magic import MagicAttributes, MountFacts
 from fs.client.operations import Attributes, Operations
 from fs.client.wire_journal import Journal
@@ -45,67 +41,16 @@ from fs.client.wire_messages import (
     xattr_size_answer,
 )
 from fs.errors import FsError
-from fs.format.paths import parent_path
 
 _log = structlog.get_logger()
 _Handler = Callable[[int, bytes], Awaitable[bytes]]
 _Quick = Callable[[int, bytes], bytes | None]
 
-_LISTINGS = 64
-_LISTED_ENTRIES = 250_000  # over all listings that are kept
-_KEYS_AT_ONCE = 256
-_POSITION_BITS = 31  # programs of 32 bits read offsets too
-_DOT, _DOT_DOT, _FIRST = 1, 2, 3
 _XATTR_LIMIT_BYTES = 65536
 
 _READ_ONLY = frozenset({4, 6, 8, 9, 10, 11, 12, 13, 16, 21, 24, 35, 43, 45, 47, 51})
 """SETATTR, SYMLINK, MKNOD, MKDIR, UNLINK, RMDIR, RENAME, LINK, WRITE, SETXATTR, REMOVEXATTR, CREATE, FALLOCATE,
 RENAME2, COPY_FILE_RANGE, TMPFILE: the kernel refuses them itself, because the mount is read-only."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Listed:
-    """An entry at its place in a listing."""
-
-    position: int
-    name: bytes
-    key: bytes  # empty for dots
-    found: Found
-
-
-@dataclass(frozen=True, slots=True)
-class _Listing:
-    generation: int
-    entries: list[_Listed]
-
-    def index(self, offset: int) -> int:
-        """The first entry after *offset*."""
-        low, high = 0, len(self.entries)
-        while low < high:
-            middle = (low + high) // 2
-            if self.entries[middle].position <= offset:
-                low = middle + 1
-            else:
-                high = middle
-        return low
-
-
-def positions(names: list[bytes]) -> list[tuple[int, bytes]]:
-    """*names* in the order of a listing, each with its position: distinct, and independent of the other names.
-
-    Two names whose hashes are equal are the exception: the later one of them moves on.
-    """
-    hashed = sorted((_FIRST + (_hash(name) >> (64 - _POSITION_BITS)), name) for name in names)
-    placed: list[tuple[int, bytes]] = []
-    last = 0
-    for position, name in hashed:
-        last = max(position, last + 1)
-        placed.append((last, name))
-    return placed
-
-
-def _hash(name: bytes) -> int:
-    return int.from_bytes(hashlib.blake2b(name, digest_size=8).digest(), "little")
 
 
 class WireFrontend:
@@ -117,8 +62,7 @@ class WireFrontend:
         self._facts = facts
         self._kept = kept
         self._magic = MagicAttributes(operations, facts)
-        self._listings = OrderedDict[int, _Listing]()
-        self._listed = 0
+        self._listings = Listings(operations)
         self._quick: dict[int, _Quick] = {
             Operation.LOOKUP: self._lookup_now,
             Operation.GETATTR: self._getattr_now,
@@ -272,17 +216,17 @@ class WireFrontend:
         return await self._list(inode, body, is_full=True)
 
     def _readdir_now(self, inode: int, body: bytes) -> bytes | None:
-        kept = self._kept_listing(inode)
+        kept = self._listings.kept(inode)
         return None if kept is None else self._listed_part(inode, kept, body, is_full=False)
 
     def _readdirplus_now(self, inode: int, body: bytes) -> bytes | None:
-        kept = self._kept_listing(inode)
+        kept = self._listings.kept(inode)
         return None if kept is None else self._listed_part(inode, kept, body, is_full=True)
 
     async def _list(self, inode: int, body: bytes, *, is_full: bool) -> bytes:
-        return self._listed_part(inode, await self._listing(inode), body, is_full=is_full)
+        return self._listed_part(inode, await self._listings.get(inode), body, is_full=is_full)
 
-    def _listed_part(self, inode: int, listing: _Listing, body: bytes, *, is_full: bool) -> bytes:
+    def _listed_part(self, inode: int, listing: Listing, body: bytes, *, is_full: bool) -> bytes:
         offset, room = parse_read(body)
         records: list[bytes] = []
         index = listing.index(offset)
@@ -306,52 +250,8 @@ class WireFrontend:
         if not offset:
             self._facts.opened_directories += 1
         if index == len(listing.entries) and not records:
-            self._drop(inode)  # the end was told
+            self._listings.drop(inode)  # the end was told
         return b"".join(records)
-
-    async def _listing(self, inode: int) -> _Listing:
-        """What directory *inode* shows in the newest revision; nothing may be awaited between this and its use."""
-        while True:
-            kept = self._kept_listing(inode)
-            if kept is not None:
-                return kept
-            self._drop(inode)
-            made = await self._list_anew(inode)
-            if made.generation == self.operations.generation:
-                self._keep(inode, made)
-                return made
-
-    def _kept_listing(self, inode: int) -> _Listing | None:
-        kept = self._listings.get(inode)
-        if kept is None or kept.generation != self.operations.generation:
-            return None
-        self._listings.move_to_end(inode)
-        return kept
-
-    async def _list_anew(self, inode: int) -> _Listing:
-        generation = self.operations.generation
-        shown = {one.entry.name: one for one in await self.operations.listing(inode)}
-        node = await self.operations.directory(inode)
-        parent = Found(parent_path(node.found.path), node.found.entry, node.found.home, node.found.home)
-        entries = [_Listed(_DOT, b".", b"", node.found), _Listed(_DOT_DOT, b"..", b"", parent)]
-        for position, name in positions(list(shown)):
-            key = await self.operations.key(shown[name])
-            entries.append(_Listed(position, name, key, shown[name]))
-            if len(entries) % _KEYS_AT_ONCE == 0:
-                await anyio.lowlevel.checkpoint()  # others are answered meanwhile
-        return _Listing(generation, entries)
-
-    def _keep(self, inode: int, listing: _Listing) -> None:
-        self._drop(inode)
-        self._listings[inode] = listing
-        self._listed += len(listing.entries)
-        while len(self._listings) > 1 and (len(self._listings) > _LISTINGS or self._listed > _LISTED_ENTRIES):
-            self._drop(next(iter(self._listings)))
-
-    def _drop(self, inode: int) -> None:
-        dropped = self._listings.pop(inode, None)
-        if dropped is not None:
-            self._listed -= len(dropped.entries)
 
 
 async def _nothing(_: int, __: bytes) -> bytes:

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from fs.client import wire_messages as wire
 from fs.client.holder import Inheritance, kernel_can_resume
 from fs.client.inodes import Inode
+from fs.client.listings import positions
 from fs.client.operations import Attributes, Statistics
-from fs.client.wire_frontend import positions
 from fs.client.wire_messages import Hello, MessageError, Offer
 
 ATTRIBUTES = Attributes(Inode(300), 0o100644, 2, 1000, 1001, 0x0103, 5000, -1_500_000_000)

@@ -21,6 +21,7 @@ class MirrorCounts:
 
     answered: int = 0
     failed: int = 0
+    unreached: int = 0  # times in a row
 
 
 class FailoverReader:
@@ -73,13 +74,27 @@ class FailoverReader:
                 await reader.read(request, receiver)
             except _OF_THE_MIRROR as error:
                 errors.append(error)
-                self.counts[reader.url].failed += 1
-                _log.warning("read_failed", url=reader.url, object=request.path, reason=str(error))
+                self._note_failure(reader.url, request, error)
             else:
-                self.counts[reader.url].answered += 1
+                self._note_answer(reader.url)
                 self._keep(reader, errors)
                 return
         raise _worst(errors)
+
+    def _note_failure(self, url: str, request: Request, error: FsError) -> None:
+        counts = self.counts[url]
+        counts.failed += 1
+        counts.unreached = counts.unreached + 1 if isinstance(error, UnreachableError) else 0
+        # a server that is away fails every object: that is said once, until it answers again
+        say = _log.debug if counts.unreached > 1 else _log.warning
+        say("read_failed", url=url, object=request.path, reason=str(error))
+
+    def _note_answer(self, url: str) -> None:
+        counts = self.counts[url]
+        counts.answered += 1
+        if counts.unreached:
+            _log.info("mirror_answers_again", url=url, failed=counts.unreached)
+        counts.unreached = 0
 
     def _keep(self, reader: StorageReader, errors: list[FsError]) -> None:
         """Go on with *reader* if the mirrors before it could not be reached; one bad object is no reason to leave."""

@@ -1,11 +1,13 @@
 """Readers and their wrappers, with servers that are functions."""
 
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 
 import anyio
 import anyio.lowlevel
 import httpx
 import pytest
+from structlog.testing import capture_logs
 
 from fs.errors import AbsentError, CorruptError, FsError, RefusedError, UnreachableError
 from fs.store.failover import FailoverReader
@@ -200,6 +202,19 @@ def test_one_bad_object_is_no_reason_to_leave_a_mirror() -> None:
         assert reader.ordered()[0].url == "http://scripted"
 
     _run(run)
+
+
+def test_that_a_server_is_away_is_said_once_until_it_answers() -> None:
+    away = UnreachableError("away")
+    reader = FailoverReader([_Scripted(away, away, away, b"content", away)])
+
+    with capture_logs() as logs:
+        for _ in range(5):
+            with suppress(UnreachableError):
+                _read(reader)
+
+    said = [(line["event"], line.get("failed")) for line in logs if line["log_level"] != "debug"]
+    assert said == [("read_failed", None), ("mirror_answers_again", 3), ("read_failed", None)]
 
 
 def test_an_error_of_the_receiver_is_not_asked_elsewhere() -> None:

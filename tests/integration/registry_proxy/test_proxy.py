@@ -51,7 +51,7 @@ def test_a_manifest_is_given_as_it_is(bad: BadRegistry, proxy: Proxy, path: str)
     assert ("oci-namespace" in got.headers) == ("ns=" in path)
 
 
-@pytest.mark.parametrize("path", [TAG, BLOB])
+@pytest.mark.parametrize("path", [TAG, BLOB], ids=["tag", "blob"])
 def test_head_gives_the_headers_of_get(bad: BadRegistry, proxy: Proxy, path: str) -> None:
     bad.add_image("t/a", "1", [DATA])
 

@@ -24,7 +24,7 @@ class Dormant:
     inside: CatalogRef
     is_directory: bool
     paths: tuple[bytes, ...]
-    lookups: int = 0  # 0: not known, but one at least
+    lookups: int = 1
 
 
 class Dormants:

@@ -95,17 +95,20 @@ class Recorder(Protocol):
     """Keeps for a later life what the kernel knows."""
 
     def known(self, inode: Inode, key: bytes, found: Found) -> None:
-        """The kernel will know *inode* by the path of *found*."""
+        """The kernel will know *inode* by the path of *found*, for the first time by that."""
 
-    def forgotten(self, inode: Inode) -> None:
-        """The kernel does not know *inode* any more."""
+    def told(self, inode: Inode) -> None:
+        """The kernel will be told of *inode* once more."""
+
+    def forgotten(self, inode: Inode, lookups: int) -> None:
+        """The kernel has forgotten *lookups* of the times that it was told of *inode*."""
 
 
 class InodeTable:
     """The inodes that the kernel knows, with its lookup counts.
 
-    How often it looked up what it knows from an earlier life is not known, but it was at least once; the kernel forgets
-    an inode with all its look-ups at once, so counting one for them is enough.
+    Counts are exact over all lives of the client: with a count too low, what the kernel knows would be given up when it
+    forgets an earlier time. An answer that a dying daemon counted and did not give leaves one too high.
 
     A bounded number is awake, that is, has a Node. Of the others only what is needed to find them again is kept; who
     asks for one has to have it recalled (Operations.recall).
@@ -165,12 +168,14 @@ class InodeTable:
             node.paths.add(found.path)
             if self.recorder is not None:
                 self.recorder.known(inode, key, found)
+        elif self.recorder is not None:
+            self.recorder.told(inode)
         return node
 
     def _wake(self, node: Node) -> None:
         dormant = self._dormant.pop(node.inode)
         if dormant is not None:
-            node.lookups += dormant.lookups or 1
+            node.lookups += dormant.lookups
             node.paths.update(dormant.paths)
             if self._woken is not None:
                 self._woken.add(node.inode)
@@ -212,6 +217,11 @@ class InodeTable:
             self._wake(node)
             self._rest()
 
+    def all_asleep(self) -> Iterator[tuple[int, Dormant]]:
+        """All that the kernel knows but the root, as if it were asleep."""
+        yield from ((inode, _asleep(node)) for inode, node in self._nodes.items() if inode != ROOT)
+        yield from self._dormant.items()
+
     @contextmanager
     def noting_woken(self) -> Iterator[set[Inode]]:
         """The set grows by those that wake meanwhile: who walks over all, awake and dormant, may miss them."""
@@ -226,25 +236,25 @@ class InodeTable:
         number = Inode(inode)
         node = self._nodes.get(number)
         dormant = None if node is not None else self._dormant.get(number)
-        path: bytes | None = None
-        if dormant is not None:
+        if number == ROOT or (node is None and dormant is None):
+            return
+        if node is not None:
+            node.lookups -= lookups
+            if node.lookups <= 0:
+                del self._nodes[number]
+                self._forget_directory(node.found.path, number)
+        elif dormant is not None:
             self._dormant.pop(number)
             if dormant.lookups > lookups:
                 self._dormant.put([(number, replace(dormant, lookups=dormant.lookups - lookups))])
-                return
-            path = dormant.paths[-1] if dormant.is_directory else None
-        elif node is not None and number != ROOT:
-            node.lookups -= lookups
-            if node.lookups > 0:
-                return
-            del self._nodes[number]
-            path = node.found.path
-        else:
-            return
-        if path is not None and self._directories.get(path) == number:
-            del self._directories[path]
+            else:
+                self._forget_directory(dormant.paths[-1], number)
         if self.recorder is not None:
-            self.recorder.forgotten(number)
+            self.recorder.forgotten(number, lookups)
+
+    def _forget_directory(self, path: bytes, number: Inode) -> None:
+        if self._directories.get(path) == number:
+            del self._directories[path]
 
     def directory(self, path: bytes) -> Inode | None:
         """The number of the directory at *path* if the kernel knows it."""

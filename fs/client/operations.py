@@ -104,6 +104,11 @@ class Operations:
         self.inodes.restore(dormant)
         self._negatives.update(dict.fromkeys(absent))
 
+    @property
+    def absent(self) -> Iterable[bytes]:
+        """Paths where the kernel was told that there is nothing."""
+        return self._negatives
+
     async def recall(self, inode: int) -> None:
         """Find out what *inode*, which an earlier life told the kernel of, stands for.
 
@@ -175,11 +180,12 @@ class Operations:
                 self.pins.used(pin, (*chunks, found.home.hash))
 
     def _remember_negative(self, path: bytes) -> None:
-        if path not in self._negatives and self.absent_recorder is not None:
-            self.absent_recorder(path)
+        is_news = path not in self._negatives
         self._negatives[path] = None
         if len(self._negatives) > _NEGATIVES:
             self._negatives.popitem(last=False)
+        if is_news and self.absent_recorder is not None:
+            self.absent_recorder(path)
 
     async def key(self, found: Found) -> bytes:
         """What identifies an entry. Raises FsError."""

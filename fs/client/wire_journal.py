@@ -8,21 +8,24 @@ kind  rest of the body
 ====  ==================================================================================================
 C     number of a catalog (4 bytes), length of the hash's text (1), the text, the mount point
 N     inode (8), key (16), number of the catalog with the entry (4), with the children (4), is directory
-      (1), path: the kernel knows the inode by this path
-F     inode (8): the kernel has forgotten it
+      (1), path: the kernel was told of the inode, for the first time by this path
+L     inode (8): it was told of it once more
+K     inode (8), count (8): so often it was told of it in all
+F     inode (8), count (8): so many times of those it has forgotten; all of them, and the inode is gone
 A     path: the kernel was told that there is nothing
 R     text of the root catalog's hash: all that does not hold there was revoked
 ====  ==================================================================================================
 
 A record that a kill cut off is the last one and is left out: the kernel has not got its answer. A new life begins with
-a new journal that holds what is left of the old one.
+a new journal that holds what is left of the old one, and so does a life whose journal has grown too long.
 """
 
 import os
 import struct
+import sys
 import zlib
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import structlog
@@ -38,10 +41,22 @@ _log = structlog.get_logger()
 _HEAD = struct.Struct("=II")
 _CATALOG = struct.Struct("=cIB")
 _NODE = struct.Struct(f"=cQ{KEY_BYTES}sIIB")
-_FORGOTTEN = struct.Struct("=cQ")
+_TOLD = struct.Struct("=cQ")
+_COUNTED = struct.Struct("=cQQ")
 _RECORD_LIMIT_BYTES = 1 << 16
 _BUFFER_BYTES = 1 << 16
 _MOST_ABSENT = 1 << 16
+_LONG_BYTES = 16 << 20  # and four times of what it began with: then it is begun anew
+_LONG_TIMES = 4
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """What the kernel knows."""
+
+    root: Hash | None  # the catalog under which it was told
+    inodes: Iterable[tuple[int, Dormant]] = ()
+    absent: Iterable[bytes] = ()  # paths
 
 
 @dataclass(slots=True)
@@ -52,20 +67,38 @@ class Remembered:
     inodes: dict[Inode, Dormant] = field(default_factory=dict)
     absent: dict[bytes, None] = field(default_factory=dict)
 
+    def state(self) -> State:
+        """To begin a journal with."""
+        return State(self.root, self.inodes.items(), self.absent)
+
 
 class Journal:
-    """Appends; all of it belongs to one event loop. A disk that takes nothing ends the journal, not the mount."""
+    """Appends; all of it belongs to one event loop. A disk that takes nothing ends the journal, not the mount.
 
-    def __init__(self, path: Path) -> None:
+    Args:
+        path: of the file.
+        long_bytes: what it may grow to in any case.
+    """
+
+    def __init__(self, path: Path, *, long_bytes: int = _LONG_BYTES) -> None:
         self._path = path
         self._catalogs: dict[CatalogRef, int] = {}
         self._buffer = bytearray()
         self._descriptor = -1
+        self.root: Hash | None = None  # see adopted
+        self._long_bytes = long_bytes
+        self._bytes = self._limit_bytes = 0
         self.has_news = False  # that must be on disk before the kernel gets an answer
+        self.present: Callable[[], State | None] | None = None
+        """Gives what the kernel knows now, to begin anew with; None at moments when that is not settled."""
 
-    def start(self, remembered: Remembered) -> None:
-        """Begin anew with *remembered*; the old journal stays until this one is complete."""
+    def start(self, state: State) -> None:
+        """Begin anew with *state*; the old journal stays until this one is complete."""
         temporary = self._path.with_suffix(".new")
+        self.close()
+        self._catalogs.clear()
+        self._buffer.clear()
+        self._bytes, self._limit_bytes = 0, sys.maxsize
         try:
             self._descriptor = os.open(
                 temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_CLOEXEC, 0o600
@@ -73,22 +106,30 @@ class Journal:
         except OSError as error:
             self._give_up(error)
             return
-        if remembered.root is not None:
-            self.adopted(remembered.root)
-        for inode, dormant in remembered.inodes.items():
+        if state.root is not None:
+            self.adopted(state.root)
+        for inode, dormant in state.inodes:
             self._node(inode, dormant)
-        for path in remembered.absent:
+            if dormant.lookups != len(dormant.paths):
+                self._append(_COUNTED.pack(b"K", inode, dormant.lookups))
+        for path in state.absent:
             self.absent(path)
         self.flush()
         if self._descriptor >= 0:
             temporary.replace(self._path)
+        self._limit_bytes = max(self._long_bytes, _LONG_TIMES * self._bytes)
 
     def known(self, inode: Inode, key: bytes, found: Found) -> None:
-        """The kernel will know *inode* by the path of *found*."""
+        """The kernel will know *inode* by the path of *found*, for the first time by that."""
         self._node(inode, Dormant(key, found.home, found.inside, found.entry.is_directory, (found.path,)))
         self.has_news = True
 
-    def _node(self, inode: Inode, known: Dormant) -> None:
+    def told(self, inode: Inode) -> None:
+        """The kernel will be told of *inode* once more."""
+        self._append(_TOLD.pack(b"L", inode))
+        self.has_news = True
+
+    def _node(self, inode: int, known: Dormant) -> None:
         numbers = self._catalog(known.home), self._catalog(known.inside)
         for path in known.paths:
             self._append(_NODE.pack(b"N", inode, known.key, *numbers, known.is_directory) + path)
@@ -101,9 +142,9 @@ class Journal:
             self._append(_CATALOG.pack(b"C", number, len(text)) + text + catalog.mountpoint)
         return number
 
-    def forgotten(self, inode: Inode) -> None:
-        """The kernel does not know *inode* any more."""
-        self._append(_FORGOTTEN.pack(b"F", inode))
+    def forgotten(self, inode: Inode, lookups: int) -> None:
+        """The kernel has forgotten *lookups* of the times that it was told of *inode*."""
+        self._append(_COUNTED.pack(b"F", inode, lookups))
 
     def absent(self, path: bytes) -> None:
         """The kernel will know that there is nothing at *path*."""
@@ -112,6 +153,7 @@ class Journal:
 
     def adopted(self, root: Hash) -> None:
         """All that does not hold under the catalog *root* was revoked."""
+        self.root = root
         self._append(b"R" + str(root).encode())
         self.has_news = True
 
@@ -129,6 +171,12 @@ class Journal:
             return
         view = memoryview(bytes(self._buffer))
         self._buffer.clear()
+        self._bytes += len(view)
+        if self._bytes > self._limit_bytes and self.present is not None:
+            state = self.present()
+            if state is not None:
+                self.start(state)  # which holds what is not written yet
+                return
         try:
             while view:
                 view = view[os.write(self._descriptor, view) :]
@@ -191,10 +239,18 @@ def _take(body: bytes, remembered: Remembered, catalogs: dict[int, CatalogRef]) 
             _, inode, key, home, inside, is_directory = _NODE.unpack_from(body)
             known = remembered.inodes.get(inode)
             path = body[_NODE.size :]
-            paths = (path,) if known is None or known.key != key else (*known.paths, path)
-            remembered.inodes[inode] = Dormant(key, catalogs[home], catalogs[inside], bool(is_directory), paths)
+            paths, lookups = ((), 0) if known is None or known.key != key else (known.paths, known.lookups)
+            remembered.inodes[inode] = Dormant(
+                key, catalogs[home], catalogs[inside], bool(is_directory), (*paths, path), lookups + 1
+            )
+        case b"L":
+            _count(remembered, Inode(_TOLD.unpack_from(body)[1]), lambda lookups: lookups + 1)
+        case b"K":
+            _, inode, count = _COUNTED.unpack_from(body)
+            _count(remembered, inode, lambda _: count)
         case b"F":
-            remembered.inodes.pop(_FORGOTTEN.unpack_from(body)[1], None)
+            _, inode, count = _COUNTED.unpack_from(body)
+            _count(remembered, inode, lambda lookups: lookups - count)
         case b"A":
             remembered.absent[body[1:]] = None
             if len(remembered.absent) > _MOST_ABSENT:
@@ -203,3 +259,14 @@ def _take(body: bytes, remembered: Remembered, catalogs: dict[int, CatalogRef]) 
             remembered.root = Hash.parse(body[1:].decode("ascii"))
         case kind:
             raise ValueError(f"a record of kind {kind!r}")
+
+
+def _count(remembered: Remembered, inode: Inode, change: Callable[[int], int]) -> None:
+    known = remembered.inodes.get(inode)
+    if known is None:
+        return
+    lookups = change(known.lookups)
+    if lookups > 0:
+        remembered.inodes[inode] = replace(known, lookups=lookups)
+    else:
+        del remembered.inodes[inode]

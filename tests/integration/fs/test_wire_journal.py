@@ -8,7 +8,7 @@ import pytest
 
 from fs.client.catalogs import CatalogRef, Found
 from fs.client.inodes import Dormant, Inode
-from fs.client.wire_journal import Journal, Remembered, load
+from fs.client.wire_journal import Journal, Remembered, State, load
 from fs.format.catalog import Entry
 from fs.format.hashes import Hash
 
@@ -28,13 +28,17 @@ def file(tmp_path: Path) -> Path:
 
 def _written(file: Path) -> Journal:
     journal = Journal(file)
-    journal.start(Remembered(root=ROOT.hash))
+    journal.start(State(ROOT.hash))
     journal.known(Inode(300), b"k" * 16, _found(b"/dir", 0o040755, NESTED))
     journal.known(Inode(301), b"l" * 16, _found(b"/a", 0o100644))
     journal.known(Inode(301), b"l" * 16, _found(b"/b", 0o100644))
     journal.known(Inode(302), b"m" * 16, _found(b"/gone", 0o100644))
     journal.absent(b"/none")
-    journal.forgotten(Inode(302))
+    journal.told(Inode(300))
+    journal.told(Inode(300))
+    journal.forgotten(Inode(300), 1)
+    journal.told(Inode(302))
+    journal.forgotten(Inode(302), 2)
     assert journal.has_news
     journal.flush()
     assert not journal.has_news
@@ -46,8 +50,8 @@ def test_what_was_written_is_remembered(file: Path) -> None:
     remembered = load(file)
     assert remembered.root == ROOT.hash
     assert remembered.inodes == {
-        Inode(300): Dormant(b"k" * 16, ROOT, NESTED, is_directory=True, paths=(b"/dir",)),
-        Inode(301): Dormant(b"l" * 16, ROOT, ROOT, is_directory=False, paths=(b"/a", b"/b")),
+        Inode(300): Dormant(b"k" * 16, ROOT, NESTED, is_directory=True, paths=(b"/dir",), lookups=2),
+        Inode(301): Dormant(b"l" * 16, ROOT, ROOT, is_directory=False, paths=(b"/a", b"/b"), lookups=2),
     }
     assert list(remembered.absent) == [b"/none"]
 
@@ -56,7 +60,7 @@ def test_a_new_life_begins_with_what_is_left(file: Path) -> None:
     _written(file).close()
     before, size = load(file), file.stat().st_size
     journal = Journal(file)
-    journal.start(before)
+    journal.start(before.state())
     journal.close()
     assert load(file) == before
     assert file.stat().st_size < size
@@ -94,3 +98,25 @@ def test_a_full_disk_ends_the_journal_and_nothing_else(file: Path, monkeypatch: 
     journal.absent(b"/again")
     journal.flush()
     assert not file.exists()
+
+
+def test_a_journal_that_grew_long_begins_anew_with_what_is_known(file: Path) -> None:
+    journal = Journal(file, long_bytes=2000)
+    journal.start(State(ROOT.hash))
+    known = Dormant(b"k" * 16, ROOT, NESTED, is_directory=True, paths=(b"/dir",), lookups=3)
+    settled: list[State] = []
+    journal.present = lambda: settled[-1] if settled else None
+
+    for _ in range(200):
+        journal.told(Inode(300))
+        journal.flush()
+    long = file.stat().st_size
+    settled.append(State(ROOT.hash, [(300, known)], [b"/none"]))
+    journal.told(Inode(300))
+    journal.flush()
+
+    assert long > 2000 > file.stat().st_size
+    assert load(file) == Remembered(ROOT.hash, {Inode(300): known}, {b"/none": None})
+    journal.told(Inode(300))
+    journal.flush()
+    assert load(file).inodes[Inode(300)].lookups == 4

@@ -34,7 +34,7 @@ from tests.support.snapshotter import service_folder
 from tests.support.stacks import random_stack
 from tests.support.trees import Described, describe, differences
 
-COUNT = int(os.environ.get("LAYER_STACKS", "128"))
+COUNT = int(os.environ.get("LAYER_STACKS", "512"))
 MOST_LINES = 200
 AT_ONCE = 128  # stacks that are on the disk at the same time
 CONVERSIONS_AT_ONCE = 8

@@ -3,8 +3,10 @@
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+from xdist.scheduler import LoadScopeScheduling
 
 from tests.support.processes import require_root
 from tests.support.registry import Registry, run_registry
@@ -12,11 +14,17 @@ from tests.support.registry import Registry, run_registry
 ROOT = Path(__file__).parent.parent
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+class _ByFile(LoadScopeScheduling):  # type: ignore[misc]  # the module is not typed
     """A file's tests share what they start, those of the whole line even across files: one process runs them."""
-    for item in items:
-        place = item.path.parent if item.path.parent.name == "e2e" else item.path
-        item.add_marker(pytest.mark.xdist_group(str(place.relative_to(ROOT))))
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = Path(nodeid.partition("::")[0])
+        return str(file.parent if file.parent.name == "e2e" else file)
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadScopeScheduling:  # noqa: ANN401  # theirs
+    """Give each process files, not tests."""
+    return _ByFile(config, log)
 
 
 @pytest.fixture(autouse=True)

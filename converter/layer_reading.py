@@ -8,7 +8,7 @@ batches. What is on the way between them is bounded.
 import queue
 import stat
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Protocol, Self
 
@@ -32,8 +32,8 @@ _STORING_THREADS = 2
 class ContentStore(Protocol):
     """Where the files' bytes go: the publisher's ingester."""
 
-    def add_bytes(self, data: bytes) -> Content:
-        """Store a whole file."""
+    def add_many(self, files: Sequence[bytes]) -> list[Content]:
+        """Store whole files."""
         ...
 
     def add_stream(self, read: Callable[[int], bytes], size: int) -> Content:
@@ -171,7 +171,7 @@ class _Storing:
 
     def _keep(self, batch: list[bytes]) -> list[Content]:
         try:
-            return [self._store.add_bytes(data) for data in batch]
+            return self._store.add_many(batch)
         finally:
             self._free.release()
 

@@ -10,7 +10,7 @@ import hashlib
 import os
 import stat
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -77,9 +77,12 @@ class Recounting:
         self._lock = threading.Lock()
         self.sha256: dict[Content, bytes] = {}
 
-    def add_bytes(self, data: bytes) -> Content:
-        """See ContentStore.add_bytes."""
-        return self._noted(self._ingester.add_bytes(data), hashlib.sha256(data).digest())
+    def add_many(self, files: Sequence[bytes]) -> list[Content]:
+        """See ContentStore.add_many."""
+        contents = self._ingester.add_many(files)
+        return [
+            self._noted(content, hashlib.sha256(data).digest()) for content, data in zip(contents, files, strict=True)
+        ]
 
     def add_stream(self, read: Callable[[int], bytes], size: int) -> Content:
         """See ContentStore.add_stream."""

@@ -8,7 +8,7 @@ may be lost or stale: an object is only referred to after it was seen in the sto
 import hashlib
 import sqlite3
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -28,7 +28,7 @@ EMPTY_OBJECT = bytes.fromhex("789c030000000001")
 
 _REMEMBERED_AT_ONCE = 512
 _BUSY_S = 5.0
-_SELECT = "SELECT hash, algorithm, stored_bytes FROM contents WHERE key = ?"
+_SELECT = "SELECT key, hash, algorithm, stored_bytes FROM contents WHERE key IN ({})"
 _READ_BYTES = 1 << 20
 _log = structlog.get_logger()
 
@@ -87,16 +87,18 @@ class DedupIndex:
         except sqlite3.DatabaseError as error:
             self._db = self._begin_anew(error)
 
-    def find(self, key: bytes) -> _Stored | None:
-        """Where the content called *key* is said to be."""
+    def find(self, keys: Sequence[bytes]) -> dict[bytes, _Stored]:
+        """Where the contents called *keys* are said to be; those that are not known are left out."""
         with self._lock:
-            row = self._pending.get(key) or self._select(key)
-        return None if row is None else _Stored(Hash(row[0], Algorithm(row[1])), row[2])
+            rows = {key: self._pending[key] for key in keys if key in self._pending}
+            rows |= self._select([key for key in keys if key not in rows])
+        return {key: _Stored(Hash(row[0], Algorithm(row[1])), row[2]) for key, row in rows.items()}
 
-    def remember(self, key: bytes, stored: _Stored) -> None:
-        """Record where the content called *key* is; written in batches."""
+    def remember(self, found: Mapping[bytes, _Stored]) -> None:
+        """Record where contents are, by what they are called; written in batches."""
         with self._lock:
-            self._pending[key] = (stored.hash.digest, stored.hash.algorithm.value, stored.stored_bytes)
+            for key, stored in found.items():
+                self._pending[key] = (stored.hash.digest, stored.hash.algorithm.value, stored.stored_bytes)
             if len(self._pending) >= _REMEMBERED_AT_ONCE:
                 self._write()
 
@@ -110,15 +112,15 @@ class DedupIndex:
         self.flush()
         self._db.close()
 
-    def _select(self, key: bytes) -> tuple[bytes, str, int] | None:
+    def _select(self, keys: Sequence[bytes]) -> dict[bytes, tuple[bytes, str, int]]:
         try:
-            row: tuple[bytes, str, int] | None = self._db.execute(_SELECT, (key,)).fetchone()
+            rows = self._db.execute(_SELECT.format(",".join("?" * len(keys))), keys).fetchall()
         except sqlite3.OperationalError:
-            return None  # busy
+            return {}  # busy
         except sqlite3.DatabaseError as error:
             self._db = self._begin_anew(error)
-            return None
-        return row
+            return {}
+        return {key: (digest, algorithm, size) for key, digest, algorithm, size in rows}
 
     def _write(self) -> None:
         rows = [(key, *value) for key, value in self._pending.items()]
@@ -179,6 +181,19 @@ class Ingester:
             return self.add_stream(read, len(data))
         return self._whole(data)
 
+    def add_many(self, files: Sequence[bytes]) -> list[Content]:
+        """Store whole files as ``add_bytes`` does; looking them up together is what makes many small ones quick."""
+        names = iter(self._objects([data for data in files if self._is_one_object(data)], Suffix.PLAIN))
+        return [
+            Content(len(data), next(names), (), self.codec.compression)
+            if self._is_one_object(data)
+            else self.add_bytes(data)
+            for data in files
+        ]
+
+    def _is_one_object(self, data: bytes) -> bool:
+        return 0 < len(data) <= self.codec.chunk_sizes.least
+
     def add_stream(self, read: Callable[[int], bytes], size: int) -> Content:
         """Store a file of exactly *size* bytes that *read* gives piece by piece.
 
@@ -220,18 +235,34 @@ class Ingester:
         return store_empty(self._store, self.codec.algorithm)
 
     def _object(self, data: Buffer, suffix: Suffix) -> Hash:
+        return self._objects([data], suffix)[0]
+
+    def _objects(self, contents: Sequence[Buffer], suffix: Suffix) -> list[Hash]:
+        """The names of the objects that hold *contents*, which are stored if they are not there."""
+        keys = [hashlib.sha256(data).digest() + self._kinds[suffix] for data in contents]
+        known = self._index.find(keys)
+        sound: dict[bytes, Hash] = {}
+        new: dict[bytes, _Stored] = {}
+        for key, data in zip(keys, contents, strict=True):
+            if key in sound:
+                continue
+            there = known.get(key)
+            if there is not None and self._store.claim(there.hash, suffix, stored_bytes=there.stored_bytes):
+                sound[key] = there.hash
+                continue
+            made = self._made(data, suffix)
+            sound[key], new[key] = made.hash, made
+        self._index.remember(new)
+        return [sound[key] for key in keys]
+
+    def _made(self, data: Buffer, suffix: Suffix) -> _Stored:
         codec = self.codec
-        key = hashlib.sha256(data).digest() + self._kinds[suffix]
-        known = self._index.find(key)
-        if known is not None and self._store.claim(known.hash, suffix, stored_bytes=known.stored_bytes):
-            return known.hash
         stored: Buffer = data
         if codec.compression is Compression.ZLIB:
             stored = deflate(data, level=codec.level, encoder=codec.encoder)
         name = Hash.of(stored, codec.algorithm)
         self._store.put(name, suffix, stored)
-        self._index.remember(key, _Stored(name, len(stored)))
-        return name
+        return _Stored(name, len(stored))
 
     def __enter__(self) -> Self:
         return self

@@ -1,7 +1,10 @@
 """A store in a directory, laid out as web servers of the format expect it.
 
 ``data/00`` … ``data/ff`` hold the objects, ``data/txn`` those being written; both are on one file system, so that a
-rename makes an object visible as a whole. ``.publisher`` is private: lock and index of the writer; it is never served.
+rename makes an object visible as a whole. Those being written are spread over directories too: a file system makes a
+file near its first directory, ext4 takes a millisecond for it where very many were removed within the last minutes, and
+writers wait for each other where all make theirs in one. ``.publisher`` is private: lock and index of the writer; it is
+never served.
 Source: CernVM-FS 2.12, upload_local.cc, util/posix.cc.
 """
 
@@ -66,9 +69,11 @@ class LocalStore:
     def prepare(self) -> None:
         """Make the directories that are missing."""
         self.root.mkdir(parents=True, exist_ok=True)
-        for name in [f"data/{number:02x}" for number in range(256)] + [_STAGING]:
-            folder = self.root / name
-            folder.mkdir(parents=True, exist_ok=True)
+        (self.root / _STAGING).mkdir(parents=True, exist_ok=True)
+        for number in range(256):
+            for parent in ("data", _STAGING):
+                with suppress(FileExistsError):
+                    os.mkdir(f"{self._prefix}{parent}/{number:02x}")  # noqa: PTH102  # at each opening
         self.private.mkdir(mode=0o700, exist_ok=True)
         self.private.chmod(0o700)
 
@@ -104,7 +109,8 @@ class LocalStore:
         """
         if self.claim(name, suffix, stored_bytes=len(stored)):
             return False
-        staged = f"{self._prefix}{_STAGING}/{os.getpid()}-{threading.get_ident()}-{next(self._serial)}"
+        spread = f"{_STAGING}/{name.digest[0]:02x}"
+        staged = f"{self._prefix}{spread}/{os.getpid()}-{threading.get_ident()}-{next(self._serial)}"
         descriptor = os.open(staged, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, _READABLE)
         try:
             try:
@@ -228,8 +234,8 @@ class LocalStore:
     def remove_leftovers(self, before_unix_s: float) -> int:
         """See ObjectReaper.remove_leftovers: staged files of writers that were killed."""
         count = 0
-        for staged in (self.root / _STAGING).iterdir():
-            with suppress(FileNotFoundError):
+        for staged in (self.root / _STAGING).rglob("*"):
+            with suppress(FileNotFoundError, IsADirectoryError):
                 if staged.stat().st_mtime < before_unix_s:
                     staged.unlink()
                     count += 1

@@ -1,7 +1,7 @@
 """Tar blocks made by hand, so that anything can be said; and a content store that keeps files in memory."""
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from converter.changeset import ChangeSet, ChangeSetBuilder
 from converter.layer_tar import Member, TarReader
@@ -106,6 +106,9 @@ class MemoryStore:
         name = Hash(hashlib.sha1(data).digest())
         self.files[name] = data
         return Content(len(data), name)
+
+    def add_many(self, files: Sequence[bytes]) -> list[Content]:
+        return [self.add_bytes(data) for data in files]
 
     def add_stream(self, read: Callable[[int], bytes], size: int) -> Content:
         data = b""

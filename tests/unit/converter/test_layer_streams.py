@@ -2,7 +2,7 @@
 
 import gzip
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import pytest
 import zstandard
@@ -142,8 +142,8 @@ def test_many_files_keep_their_places_and_contents() -> None:
 class FullStore(MemoryStore):
     """A store that takes nothing."""
 
-    def add_bytes(self, data: bytes) -> Content:
-        raise OSError(28, f"No space left on device for {len(data)} bytes")
+    def add_many(self, files: Sequence[bytes]) -> list[Content]:
+        raise OSError(28, f"No space left on device for {len(files)} files")
 
 
 @pytest.mark.parametrize("count", [1, 500])

@@ -18,9 +18,11 @@ from pathlib import Path
 from benchmarks.publish.places import Moment, fresh
 from fs.format.compression import deflate
 from fs.format.hashes import Hash
+from fs.publish.ingest import Ingester
 from fs.publish.repository import Repository
 
 MIB = 1 << 20
+_BATCH_FILES, _BATCH_BYTES = 64, MIB
 SETS = {
     "2 KiB": (2048, 8000),
     "16 KiB": (16 << 10, 4000),
@@ -43,21 +45,29 @@ def contents(size: int, count: int, seed: int) -> list[bytes]:
     return [b"".join(piece(min(MIB, size - at)) for at in range(0, size, MIB)) for _ in range(count)]
 
 
-def rate(files: Sequence[bytes], work: Callable[[bytes], object], threads: int) -> Moment:
-    """What *work* takes over *files*."""
+def rate(files: Sequence[bytes], work: Callable[[Sequence[bytes]], object], threads: int) -> Moment:
+    """What *work* takes over *files*, in batches as the converter makes them."""
+    at_once = max(1, min(_BATCH_FILES, _BATCH_BYTES // len(files[0])))
+    batches = [files[start : start + at_once] for start in range(0, len(files), at_once)]
     before = Moment.now()
     with ThreadPoolExecutor(threads) as pool:
-        for _ in pool.map(work, files, chunksize=16):
+        for _ in pool.map(work, batches):
             pass
     return Moment.now().since(before)
 
 
-def ingest(repository: Repository, data: bytes) -> None:
-    """Store one file as the converter does."""
+def ingest(repository: Repository, files: Sequence[bytes]) -> None:
+    """Store some files as the converter does."""
     ingester = repository.ingester()
-    if len(data) <= 4 * MIB:
-        ingester.add_bytes(data)
+    if len(files[0]) <= 4 * MIB:
+        ingester.add_many(files)
         return
+    for data in files:
+        stream(ingester, data)
+
+
+def stream(ingester: Ingester, data: bytes) -> None:
+    """Store a file that is not held as a whole."""
     view, position = memoryview(data), 0
 
     def read(size: int) -> bytes:
@@ -69,13 +79,13 @@ def ingest(repository: Repository, data: bytes) -> None:
     ingester.add_stream(read, len(data))
 
 
-def bare(data: bytes) -> None:
+def bare(files: Sequence[bytes]) -> None:
     """The least that storing needs: name of the plain bytes, compression, name of the result."""
-    view = memoryview(data)
-    for start in range(0, len(data), 8 * MIB):
-        part = view[start : start + 8 * MIB]
-        Hash.of(part)
-        Hash.of(deflate(part))
+    for view in map(memoryview, files):
+        for start in range(0, len(view), 8 * MIB):
+            part = view[start : start + 8 * MIB]
+            Hash.of(part)
+            Hash.of(deflate(part))
 
 
 def measure(label: str, threads: int, runs: int, folder: Path) -> dict[str, object]:
@@ -87,7 +97,7 @@ def measure(label: str, threads: int, runs: int, folder: Path) -> dict[str, obje
         repository = fresh(folder)
         rate(files[: max(1, count // 20)], bare, threads)  # warm
         limit.append(rate(files, bare, threads))
-        stored.append(rate(files, lambda data, to=repository: ingest(to, data), threads))  # type: ignore[misc]
+        stored.append(rate(files, lambda batch, to=repository: ingest(to, batch), threads))  # type: ignore[misc]
     pairs = list(zip(limit, stored, strict=True))
     data_mib = size * count / MIB
     wall_s, bare_s = (statistics.median(each.wall_s for each in kind) for kind in (stored, limit))

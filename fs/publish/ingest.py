@@ -8,7 +8,8 @@ may be lost or stale: an object is only referred to after it was seen in the sto
 import hashlib
 import sqlite3
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -156,7 +157,7 @@ def _open_index(path: Path | None) -> sqlite3.Connection:
 class Ingester:
     """Adds file contents to a store. Thread-safe; one a process is enough.
 
-    A call needs at most about three times ``chunk_sizes.most`` of memory, however large the file is.
+    A call needs at most about four times ``chunk_sizes.most`` of memory, however large the file is.
     """
 
     def __init__(self, store: Store, index: DedupIndex, codec: Codec | None = None) -> None:
@@ -204,22 +205,34 @@ class Ingester:
         Raises:
             FsError: *read* ends before *size* bytes.
         """
+        pieces = self._pieces(read, size)
+        piece: tuple[int, bytes] | None = next(pieces)
+        if piece is not None and len(piece[1]) == size:
+            return self._whole(piece[1])
+        chunks: list[Chunk] = []
+        with ThreadPoolExecutor(1, "chunks") as storing:
+            while piece is not None:
+                offset, data = piece
+                name = storing.submit(self._object, data, Suffix.CHUNK)
+                piece = next(pieces, None)  # is read and cut while the one before is compressed and written
+                chunks.append(Chunk(offset, len(data), name.result()))
+        return Content(size, None, tuple(chunks), self.codec.compression)
+
+    def _pieces(self, read: Callable[[int], bytes], size: int) -> Iterator[tuple[int, bytes]]:
+        """What a file is cut into, each with its offset; one at least."""
         sizes = self.codec.chunk_sizes
         rest = bytearray()
         remaining = size
         offset = 0
-        chunks: list[Chunk] = []
         while True:
             remaining -= _fill(rest, read, min(sizes.most - len(rest), remaining))
             length = next_cut(rest, sizes)
-            if not chunks and length == size:
-                return self._whole(rest)
-            with memoryview(rest) as view, view[:length] as part:
-                chunks.append(Chunk(offset, length, self._object(part, Suffix.CHUNK)))
+            with memoryview(rest) as view:
+                yield offset, bytes(view[:length])
             del rest[:length]
             offset += length
             if offset == size:
-                return Content(size, None, tuple(chunks), self.codec.compression)
+                return
 
     def flush(self) -> None:
         """Let other processes know what was stored."""

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import structlog
 from xdist.scheduler import LoadScopeScheduling
 
 from tests.support.processes import require_root
@@ -33,6 +34,12 @@ def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in list(os.environ):
         if name.startswith("UNPACKD_"):
             monkeypatch.delenv(name)
+
+
+@pytest.fixture(autouse=True)
+def _logging_as_it_begins() -> None:
+    """What a command of an earlier test has configured must not decide about a test either."""
+    structlog.reset_defaults()
 
 
 @pytest.fixture(autouse=True)

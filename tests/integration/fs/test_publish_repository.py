@@ -7,6 +7,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+from structlog.testing import capture_logs
 
 from fs.errors import AbsentError, LockedError, NotTrustedError, RefusedError
 from fs.format.chunking import ChunkSizes
@@ -360,19 +361,17 @@ def test_many_changes_leave_the_catalog_dense(repository: Repository, tmp_path: 
     assert_good(repository, tmp_path)
 
 
-def test_an_index_of_contents_that_is_damaged_begins_anew(
-    repository: Repository, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_an_index_of_contents_that_is_damaged_begins_anew(repository: Repository, tmp_path: Path) -> None:
     repository.commit([put(repository, b"/f", b"1")])
     repository.ingester()._index.close()
     (tmp_path / "storage/.publisher/contents.db").write_bytes(b"no database at all")
 
-    other = Repository.open(NAME, str(tmp_path / "storage"), tmp_path / "keys", durable=False)
-    other.commit([put(other, b"/g", b"2")])
+    with capture_logs() as logs:
+        other = Repository.open(NAME, str(tmp_path / "storage"), tmp_path / "keys", durable=False)
+        other.commit([put(other, b"/g", b"2")])
 
     assert other.view().read(b"/g", 100) == b"2"
-
-    assert "content_index_lost" in capsys.readouterr().out
+    assert "content_index_lost" in {line["event"] for line in logs}
     assert_good(other, tmp_path)
 
 

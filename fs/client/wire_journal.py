@@ -22,7 +22,6 @@ a new journal that holds what is left of the old one, and so does a life whose j
 
 import os
 import struct
-import sys
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
@@ -98,7 +97,7 @@ class Journal:
         self.close()
         self._catalogs.clear()
         self._buffer.clear()
-        self._bytes, self._limit_bytes = 0, sys.maxsize
+        self._bytes = 0
         try:
             self._descriptor = os.open(
                 temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_CLOEXEC, 0o600
@@ -114,9 +113,13 @@ class Journal:
                 self._append(_COUNTED.pack(b"K", inode, dormant.lookups))
         for path in state.absent:
             self.absent(path)
-        self.flush()
+        self._write()
         if self._descriptor >= 0:
-            temporary.replace(self._path)
+            try:
+                temporary.replace(self._path)
+            except OSError as error:
+                self._give_up(error)
+        self.has_news = False
         self._limit_bytes = max(self._long_bytes, _LONG_TIMES * self._bytes)
 
     def known(self, inode: Inode, key: bytes, found: Found) -> None:
@@ -162,21 +165,25 @@ class Journal:
             return
         self._buffer += _HEAD.pack(len(body), zlib.crc32(body)) + body
         if len(self._buffer) > _BUFFER_BYTES:
-            self.flush()
+            self._write()
 
     def flush(self) -> None:
-        """Write what was appended."""
+        """Write what was appended. All that was appended is true of what is known now, so it may begin anew here."""
+        is_long = self._descriptor >= 0 and self._bytes + len(self._buffer) > self._limit_bytes
+        if is_long and self.present is not None:
+            state = self.present()
+            if state is not None:
+                self.start(state)  # which holds what is not written yet
+                return
         self.has_news = False
+        self._write()
+
+    def _write(self) -> None:
         if self._descriptor < 0:
             return
         view = memoryview(bytes(self._buffer))
         self._buffer.clear()
         self._bytes += len(view)
-        if self._bytes > self._limit_bytes and self.present is not None:
-            state = self.present()
-            if state is not None:
-                self.start(state)  # which holds what is not written yet
-                return
         try:
             while view:
                 view = view[os.write(self._descriptor, view) :]

@@ -2,6 +2,7 @@
 
 import errno
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -120,3 +121,19 @@ def test_a_journal_that_grew_long_begins_anew_with_what_is_known(file: Path) -> 
     journal.told(Inode(300))
     journal.flush()
     assert load(file).inodes[Inode(300)].lookups == 4
+
+
+def test_it_does_not_begin_anew_between_two_parts_of_one_record(file: Path) -> None:
+    journal = Journal(file, long_bytes=2000)
+    journal.start(State(ROOT.hash))
+    told = [Dormant(b"k" * 16, ROOT, NESTED, is_directory=True, paths=(b"/%d" % number,)) for number in range(3000)]
+    journal.present = lambda: State(ROOT.hash, list(enumerate(told[: number + 1], 300)))
+
+    for number, one in enumerate(told):
+        inside = CatalogRef(Hash.of(b"%d" % number), one.paths[0])  # a catalog that was not named before
+        told[number] = replace(one, inside=inside)
+        journal.known(Inode(300 + number), one.key, _found(one.paths[0], 0o040755, inside))
+        if number % 1000 == 999:
+            journal.flush()
+
+    assert load(file).inodes == {Inode(300 + number): one for number, one in enumerate(told)}

@@ -39,6 +39,10 @@ _PODS = {
 }
 
 
+class CommandFailedError(Exception):
+    """What was called ended with another status than 0; the text has what it said."""
+
+
 @dataclass(frozen=True, slots=True)
 class Programs:
     """Which containerd is used: that in a folder, or the machine's own."""
@@ -104,9 +108,11 @@ class Node:
         return self.programs.release
 
     def ctr(self, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+        """Raises CommandFailedError: it ends with another status than 0, and *check* is set."""
         command = [self.programs.path("ctr"), "--address", str(self.socket), *arguments]
         done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=60)
-        assert done.returncode == 0 or not check, f"{command}: {done.stderr}"
+        if check and done.returncode:
+            raise CommandFailedError(f"{command}: {done.stderr}")
         return done
 
     def unpackd(self, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
@@ -147,7 +153,20 @@ class Node:
 
     def run(self, image: str, name: str, *command: str, snapshotter: str = PLUGIN) -> str:
         """Run a container to its end; gives what it printed."""
-        return self.ctr("run", "--rm", "--snapshotter", snapshotter, image, unique(name), *command).stdout
+        return self.printed(("run",), "--rm", "--snapshotter", snapshotter, image, unique(name), *command)
+
+    def execute(self, container: str, *command: str) -> str:
+        """Run a program in a container that goes on; gives what it printed."""
+        return self.printed(("tasks", "exec"), "--exec-id", unique("e"), container, *command)
+
+    def printed(self, verb: Sequence[str], *arguments: str) -> str:
+        """What a process prints that ``ctr run`` or ``ctr tasks exec``, the *verb*, starts.
+
+        Its shim writes it to a file: ctr drops what it has not yet copied when the process ends (containerd#13931).
+        """
+        log = self.folder / f"{unique('printed')}.log"
+        self.ctr(*verb, "--log-uri", f"file://{log}", *arguments)
+        return log.read_text()
 
     def start(self, image: str, name: str, *command: str, options: Sequence[str] = ()) -> str:
         """Start a container that goes on; gives its name, which begins with *name*."""

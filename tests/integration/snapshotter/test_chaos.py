@@ -16,7 +16,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from signal import SIGKILL
@@ -27,7 +27,7 @@ from fs.client.control import ask
 from fs.client.mountpoints import control_socket
 from fs.errors import FsError
 from tests.support.mounts import TestMount, mounted
-from tests.support.node import PLUGIN, Node, running_node
+from tests.support.node import PLUGIN, CommandFailedError, Node, running_node
 from tests.support.processes import mounts_below, require_root, require_tool, unmount_below, wait_until
 from tests.support.registry import Registry
 from tests.support.snapshotter import FakeRepository, service_folder
@@ -45,6 +45,15 @@ RUNC = Path("/run/containerd/runc/default")
 
 class CallFailedError(Exception):
     """Something is dead just now."""
+
+
+@contextmanager
+def calling() -> Iterator[None]:
+    """Raises CallFailedError: containerd refuses, or does not answer."""
+    try:
+        yield
+    except (CommandFailedError, subprocess.TimeoutExpired) as error:
+        raise CallFailedError(str(error)) from error
 
 
 @dataclass
@@ -104,23 +113,13 @@ class Load:
         return operations
 
     def ctr(self, *arguments: str) -> str:
-        try:
-            done = self._node.ctr(*arguments, check=False)
-        except subprocess.TimeoutExpired as error:
-            raise CallFailedError from error
-        if done.returncode != 0:
-            raise CallFailedError(done.stderr)
-        return done.stdout
+        with calling():
+            return self._node.ctr(*arguments).stdout
 
     def tool(self, container: Container, *arguments: str) -> str:
-        """What the program prints. That ctr loses all of it happens; a file that cannot be read is an exit status."""
-        for _ in range(3):
-            identity = f"e{next(self._numbers)}"
-            printed = self.ctr("tasks", "exec", "--exec-id", identity, container.name, TOOL, *arguments)
-            if printed or arguments[0] != "cat":
-                return printed
-            self._counts["outputs that ctr lost"] += 1
-        raise CallFailedError("no output")
+        """What the program prints. A file that cannot be read is an exit status."""
+        with calling():
+            return self._node.execute(container.name, TOOL, *arguments)
 
     def _some(self, *, running: bool) -> Container:
         return self._random.choice([one for one in self.containers if one.is_running == running and not one.committed])
@@ -130,13 +129,11 @@ class Load:
         name = f"{MARK}-fresh-{self._number}-{next(self._numbers)}"
         command = (TOOL, "cat", "/etc/soft", "/etc/hard", "/dir/file", "/etc/gone")
         try:
-            printed = self.ctr("run", "--rm", "--snapshotter", PLUGIN, self._image, name, *command)
+            with calling():
+                printed = self._node.printed(("run",), "--rm", "--snapshotter", PLUGIN, self._image, name, *command)
         except CallFailedError:
             self.containers.append(Container(name, is_running=False, committed="?"))  # to be removed
             raise
-        if not printed:
-            self._counts["outputs that ctr lost"] += 1
-            return
         assert printed == "top\nbase\nfile\ngone\n", printed
 
     def _start(self) -> None:
@@ -171,7 +168,7 @@ class Load:
         try:
             done = subprocess.run(command, check=False, capture_output=True, timeout=60)
         except subprocess.TimeoutExpired as error:
-            raise CallFailedError from error
+            raise CallFailedError(str(error)) from error
         if done.returncode != 0:
             raise CallFailedError
         with tarfile.open(fileobj=io.BytesIO(done.stdout)) as archive:

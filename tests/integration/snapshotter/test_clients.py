@@ -102,8 +102,8 @@ def test_ctr_pull(node: Node, images: Images, registry: Registry) -> None:
     assert (count < DOCUMENTS_BYTES) == is_new, "older clients fetch every layer themselves"
     if not is_new:
         return  # and unpack them, which their overlays cannot do with a hard link into a lower layer
-    run = ("--namespace", "ctr", "run", "--rm", "--snapshotter", PLUGIN, images.app, "c1", TOOL, "cat", "/etc/soft")
-    assert node.ctr(*run).stdout == "top\n"
+    run = ("--rm", "--snapshotter", PLUGIN, images.app, "c1", TOOL, "cat", "/etc/soft")
+    assert node.printed(("--namespace", "ctr", "run"), *run) == "top\n"
 
 
 def test_cri(node: Node, images: Images, registry: Registry, tmp_path: Path) -> None:
@@ -124,7 +124,7 @@ def test_cri(node: Node, images: Images, registry: Registry, tmp_path: Path) -> 
 def test_nerdctl_run(node: Node, nerdctl: Nerdctl, images: Images, registry: Registry) -> None:
     printed: list[str] = []
     run = ("run", "--rm", "--quiet", "--network", "none", images.app, "cat", "/etc/soft")
-    count = fetched(registry, lambda: printed.append(nerdctl(*run)))
+    count = fetched(registry, lambda: printed.append(nerdctl(*run) or nerdctl(*run)))  # it loses some: nerdctl#4392
 
     assert printed == ["top\n"]
     assert count < DOCUMENTS_BYTES
@@ -177,8 +177,8 @@ CHANGES = [
 def test_what_a_container_wrote_is_diffed(node: Node, images: Images) -> None:
     node.unpackd("pull", images.app)
     with running_container(node, images.app) as name:
-        for number, change in enumerate(CHANGES):
-            node.ctr("tasks", "exec", "--exec-id", f"e{number}", name, TOOL, *change)
+        for change in CHANGES:
+            node.execute(name, TOOL, *change)
         members = members_of(node, name)
 
     written = {name: member for name, member in members.items() if not member.isdir()}

@@ -57,7 +57,7 @@ def test_a_mapped_container_reads_and_writes(mapping: tuple[Node, str]) -> None:
     mapped = node.start(image, "mapped", TOOL, "pause", options=MAPPED)
 
     def tool(*arguments: str) -> str:
-        return node.ctr("tasks", "exec", "--exec-id", "e", mapped, TOOL, *arguments).stdout
+        return node.execute(mapped, TOOL, *arguments)
 
     assert tool("cat", "/etc/base", "/dir/file") == "base\nfile\n"
     tool("append", "/etc/base", "more\n")

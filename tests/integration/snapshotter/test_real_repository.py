@@ -70,7 +70,7 @@ def test_a_container_runs_from_the_metadata_image(machine: Machine) -> None:
     inside = node.start(machine.image, "inside", TOOL, "pause")
 
     def tool(*arguments: str) -> str:
-        return node.ctr("tasks", "exec", "--exec-id", "e", inside, TOOL, *arguments).stdout
+        return node.execute(inside, TOOL, *arguments)
 
     assert machine.forms() == {allowed}
     assert tool("cat", "/etc/soft", "/etc/hard", "/dir/file", "/etc/empty") == "top\nbase\nfile\n"
@@ -90,7 +90,7 @@ def test_what_runs_is_pinned_measured_and_counted(machine: Machine) -> None:
     pull(machine)
     Path("/proc/sys/vm/drop_caches").write_text("1")  # what an earlier container read is not asked for again
     pinned = node.start(machine.image, "pinned", TOOL, "pause")
-    node.ctr("tasks", "exec", "--exec-id", "e", pinned, TOOL, "cat", "/etc/base", "/dir/file")
+    node.execute(pinned, TOOL, "cat", "/etc/base", "/dir/file")
 
     (pin,) = machine.mount.control("pins")
     assert pin["owner"] == f"snapshotter {node.service.root}"
@@ -149,15 +149,15 @@ def test_kills_under_a_running_container(machine: Machine) -> None:
     pull(machine)
     survivor = node.start(machine.image, "survivor", TOOL, "pause")
 
-    def tool(identity: str, *arguments: str) -> str:
-        return node.ctr("tasks", "exec", "--exec-id", identity, survivor, TOOL, *arguments).stdout
+    def tool(*arguments: str) -> str:
+        return node.execute(survivor, TOOL, *arguments)
 
-    tool("a", "append", "/etc/base", "kept\n")
+    tool("append", "/etc/base", "kept\n")
     node.service.kill()
-    assert tool("b", "cat", "/etc/base", "/dir/file") == "base\nkept\nfile\n", "without a snapshotter"
+    assert tool("cat", "/etc/base", "/dir/file") == "base\nkept\nfile\n", "without a snapshotter"
     node.client = node.stack.enter_context(node.service.started())
     node.kill_and_restart_containerd()
-    assert tool("c", "cat", "/etc/base", "/etc/soft") == "base\nkept\ntop\n", "another containerd"
+    assert tool("cat", "/etc/base", "/etc/soft") == "base\nkept\ntop\n", "another containerd"
     node.kill_and_restart_snapshotter()
     assert node.run(machine.image, "later", TOOL, "cat", "/etc/base") == "base\n"
     node.remove(survivor)

@@ -13,8 +13,8 @@ from converter.errors import SettingsError
 from converter.farm_config import FarmSettings
 from converter.limits import Limits
 from fs.format.chunking import DEFAULT_SIZES, ChunkSizes
-from fs.publish.ingest import Codec
 from fs.publish.keepers import keeper_of
+from fs.publish.packing import Codec
 from fs.publish.repository import Settings
 
 DEFAULT_FILE = Path("/etc/unpackd/config.toml")
@@ -32,6 +32,7 @@ _VARIABLES = {
 _PREFIX = "UNPACKD_CONVERTER_"
 _LIMIT_PREFIX = _PREFIX + "LIMITS_"
 _DEFAULTS = Limits()
+_MOST_PROCESSES = 4  # a worker's; unpacking and parsing keep no more of them busy
 
 
 class LimitSettings(BaseModel):
@@ -86,7 +87,8 @@ class ConversionSettings(BaseModel):
         """
         leases = None if self.leases is None else self.leases.get_secret_value()
         codec = Codec.parse(self.codec, chunk_sizes=ChunkSizes(*self.chunk_bytes))
-        return Settings(codec=codec, leases=keeper_of(leases))
+        processes = min(os.cpu_count() or 1, _MOST_PROCESSES)
+        return Settings(codec=codec, leases=keeper_of(leases), packing_processes=processes)
 
 
 def load_settings(

@@ -246,7 +246,7 @@ def _recompute(source: str, known: "Provenance", config: Path | None) -> "Recomp
 
     from converter.sources import parse_source
     from converter.verify import recompute
-    from fs.publish.ingest import Codec
+    from fs.publish.packing import Codec
 
     limits = conversion_settings(None, None, config).limits.limits()
 

@@ -33,7 +33,8 @@ from converter.limits import Limits
 from converter.tree_digest import Item, digest_of, items_of_tree, items_of_view, objects_of
 from fs.format.hashes import Hash
 from fs.format.tree import Content, Node
-from fs.publish.ingest import Codec, DedupIndex, Ingester
+from fs.publish.ingest import Ingester
+from fs.publish.packing import Codec, DedupIndex, Packer
 from fs.publish.view import View, read_parts
 from fs.store.memory import MemoryStore
 from registry_proxy.oci.manifest import Platform, parse_config
@@ -73,7 +74,7 @@ class Recounting:
     """A ``ContentStore`` that stores nothing: gives the objects that there would be, and remembers digests."""
 
     def __init__(self, codec: Codec) -> None:
-        self._ingester = Ingester(_NoStore(), DedupIndex(None), codec)
+        self._ingester = Ingester(_NoStore(), Packer(_NoStore(), DedupIndex(None), codec))
         self._lock = threading.Lock()
         self.sha256: dict[Content, bytes] = {}
 

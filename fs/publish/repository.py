@@ -26,11 +26,13 @@ from fs.format.whitelist import MAX_WHITELIST_BYTES, Whitelist
 from fs.publish.catalogs import CatalogOptions, StoredCatalog, Subtree, publish_tree, store_catalog
 from fs.publish.draft import Draft
 from fs.publish.group import Group, Request
-from fs.publish.ingest import Codec, DedupIndex, Ingester, store_empty
+from fs.publish.ingest import Ingester, store_empty
 from fs.publish.keys import Keys, create_keys, load_keys
 from fs.publish.leases import DEFAULT_LIFETIME_S, HeldLease, LeaseKeeper, holder, holding
 from fs.publish.lock import exclusive
 from fs.publish.operations import Operation, RequireRevision
+from fs.publish.packing import Codec, DedupIndex, Packer, Packing
+from fs.publish.packing_processes import PackingProcesses
 from fs.publish.signers import Digest
 from fs.publish.signing import (
     WHITELIST,
@@ -44,6 +46,7 @@ from fs.publish.signing import (
 from fs.publish.transaction import Base, Transaction, apply_all
 from fs.publish.view import CatalogCache, View
 from fs.store.base import ReadStore, Store
+from fs.store.local import LocalStore
 from fs.store.places import Storage, open_storage
 
 MANIFEST = ".cvmfspublished"
@@ -74,6 +77,7 @@ class Settings:
 
     codec: Codec = field(default_factory=Codec)
     catalogs: CatalogOptions = field(default_factory=CatalogOptions)
+    packing_processes: int = 0  # in which contents are packed, if the storage is a directory; 0: in this one
     ttl_s: int | None = None  # None: as it was
     clock: Callable[[], float] = time.time  # Unix seconds
     leases: LeaseKeeper | None = None  # needed if writers of several machines publish to one storage
@@ -196,8 +200,15 @@ class Repository:
             if self._ingester is None:
                 algorithm = read_manifest(self._store).root_catalog.algorithm
                 codec = replace(self._settings.codec, algorithm=algorithm)
-                self._ingester = Ingester(self._store, DedupIndex(self._private / "contents.db"), codec)
+                self._ingester = Ingester(self._store, self._packing(codec))
             return self._ingester
+
+    def _packing(self, codec: Codec) -> Packing:
+        index = self._private / "contents.db"
+        processes = self._settings.packing_processes
+        if processes and isinstance(self._store, LocalStore):
+            return PackingProcesses(self._store, index, codec, processes)
+        return Packer(self._store, DedupIndex(index), codec)
 
     def prepare_subtree(self, path: bytes, root: Node) -> Subtree:
         """Build and store the catalogs of the tree *root* for *path*; takes no lock, changes nothing that is visible.

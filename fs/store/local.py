@@ -31,6 +31,9 @@ _STAGING = "data/txn"
 _READABLE = 0o644
 _libc = ctypes.CDLL(None, use_errno=True)
 
+Refreshed = frozenset[tuple[Hash, Suffix]]
+"""Old objects that were made young again, because something will refer to them."""
+
 
 def _umask() -> int:
     """What this process takes from the modes of new files. Source: proc_pid_status(5); asking umask(2) would set it."""
@@ -54,7 +57,7 @@ class LocalStore:
         """
         self.root = root
         self._prefix = f"{root}/"
-        self._durable = durable
+        self.is_durable = durable
         self._clock = clock
         self._serial = itertools.count()
         self._is_masked = bool(_umask() & _READABLE)
@@ -151,7 +154,7 @@ class LocalStore:
                 raise OvertakenError(f"object {name}{suffix.value} was collected as garbage while it was needed again")
         with self._guard:
             self._refreshed -= refreshed
-        if not self._durable:
+        if not self.is_durable:
             return
         descriptor = os.open(self.root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
@@ -160,6 +163,18 @@ class LocalStore:
                 raise FsError(f"{self.root} cannot be written to disk: {reason}")
         finally:
             os.close(descriptor)
+
+    def hand_over(self) -> Refreshed:
+        """What ``settle`` would have to look at, for the store of another process to ``take_over``."""
+        with self._guard:
+            refreshed = frozenset(self._refreshed)
+            self._refreshed.clear()
+        return refreshed
+
+    def take_over(self, refreshed: Refreshed) -> None:
+        """Let ``settle`` look at what another process's store handed over."""
+        with self._guard:
+            self._refreshed |= refreshed
 
     def read_named(self, name: str, *, limit_bytes: int) -> bytes:
         """See NamedFiles.read_named."""
@@ -174,7 +189,7 @@ class LocalStore:
 
     def replace_named(self, name: str, content: bytes) -> None:
         """See NamedFiles.replace_named."""
-        write_atomically(self.root / name, content, mode=_READABLE, durable=self._durable)
+        write_atomically(self.root / name, content, mode=_READABLE, durable=self.is_durable)
 
     def swap_named(self, name: str, content: bytes, *, expected: bytes | None) -> None:
         """See NamedFiles.swap_named: comparison and rename happen under a file lock of their own."""

@@ -64,7 +64,7 @@ class _Fate:
 def _repository(folder: Path, *, leases: bool = False) -> Any:  # noqa: ANN401  # imported late
     from fs.format.chunking import ChunkSizes
     from fs.publish.file_leases import FileLeases
-    from fs.publish.ingest import Codec
+    from fs.publish.packing import Codec
     from fs.publish.repository import Repository, Settings
 
     settings = Settings(

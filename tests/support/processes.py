@@ -46,6 +46,14 @@ def wait_until(ready: Callable[[], bool], what: str, timeout_s: float = START_TI
         time.sleep(0.02)
 
 
+def has_ended(pid: int) -> bool:
+    """True if there is no such process, or nobody has asked yet what became of it."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except OSError:
+        return True
+
+
 def listens(port: int, address: str = "127.0.0.1") -> bool:
     """True if something accepts connections on *port* of *address*."""
     with socket.socket() as probe:

@@ -13,8 +13,9 @@ from pathlib import Path
 
 from fs.format.chunking import ChunkSizes
 from fs.format.tree import Content, Node
-from fs.publish.ingest import Codec, Ingester
+from fs.publish.ingest import Ingester
 from fs.publish.operations import Graft
+from fs.publish.packing import Codec
 from fs.publish.repository import Repository, Settings
 from tests.support.trees import load
 

@@ -13,8 +13,8 @@ from fs.format.chunking import ChunkSizes
 from fs.format.hashes import Algorithm, Suffix
 from fs.format.tree import Node
 from fs.publish.catalogs import CatalogOptions
-from fs.publish.ingest import Codec
 from fs.publish.operations import Graft, MakeDirectory, PutFile, PutSymlink, Remove
+from fs.publish.packing import Codec
 from fs.publish.repository import Repository, Settings
 from tests.support.independent_checker import Checker, findings
 from tests.support.reference import unpack_reference

@@ -18,7 +18,7 @@ import pytest
 from converter.placement import FLAT, placed
 from fs.publish.repository import Repository
 from tests.support.images import Member, directory, make_layout
-from tests.support.processes import free_port, listens, require_tool, running, wait_until
+from tests.support.processes import free_port, has_ended, listens, require_tool, running, wait_until
 from tests.support.registry import Registry, run_registry
 
 NAME = "unpacked.test.local"
@@ -120,10 +120,7 @@ def children(pid: int) -> dict[str, int]:
 
 
 def gone(pids: list[int]) -> Callable[[], bool]:
-    def check() -> bool:
-        return not any(Path(f"/proc/{pid}").exists() for pid in pids)
-
-    return check
+    return lambda: all(map(has_ended, pids))
 
 
 @pytest.fixture

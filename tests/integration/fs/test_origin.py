@@ -15,8 +15,9 @@ from fs.format.bundle import bundle_path, decode_bundle
 from fs.format.compression import Compression
 from fs.format.hashes import Suffix
 from fs.origin import origin_app
-from fs.publish.ingest import Codec, DedupIndex, Ingester
+from fs.publish.ingest import Ingester
 from fs.publish.operations import PutFile
+from fs.publish.packing import Codec, DedupIndex, Packer
 from fs.publish.repository import Repository
 from fs.runtime.serving import listening_socket
 from fs.store.local import LocalStore
@@ -52,7 +53,9 @@ def url(storage: Path) -> Iterator[str]:
 @pytest.fixture(scope="module")
 def big(storage: Path) -> str:
     """Path of an object that is larger than what is answered in one piece."""
-    content = Ingester(LocalStore(storage), DedupIndex(None), Codec(compression=Compression.NONE)).add_bytes(PLAIN)
+    store = LocalStore(storage)
+    packer = Packer(store, DedupIndex(None), Codec(compression=Compression.NONE))
+    content = Ingester(store, packer).add_bytes(PLAIN)
     assert content.hash is not None
     return content.hash.object_path()
 

@@ -18,8 +18,9 @@ from fs.format.trust import load_public_keys
 from fs.publish.catalogs import StoredCatalog
 from fs.publish.check import CheckOptions, Verdict, check_repository
 from fs.publish.draft import Draft
-from fs.publish.ingest import Codec, store_empty
+from fs.publish.ingest import store_empty
 from fs.publish.operations import Graft, MakeDirectory, PutFile
+from fs.publish.packing import Codec
 from fs.publish.repository import Repository, Settings
 from fs.publish.transaction import Base, Transaction
 from fs.store.local import LocalStore

@@ -16,8 +16,8 @@ from fs.format.hashes import Algorithm, Suffix
 from fs.format.tree import Node
 from fs.format.trust import TrustedWhitelist, load_public_keys, named_certificate
 from fs.publish.check import CheckOptions, check_repository
-from fs.publish.ingest import Codec
 from fs.publish.operations import Graft, MakeDirectory, PutFile, PutSymlink, Remove
+from fs.publish.packing import Codec
 from fs.publish.repository import Repository, Settings
 from fs.store.local import LocalStore
 
@@ -363,7 +363,7 @@ def test_many_changes_leave_the_catalog_dense(repository: Repository, tmp_path: 
 
 def test_an_index_of_contents_that_is_damaged_begins_anew(repository: Repository, tmp_path: Path) -> None:
     repository.commit([put(repository, b"/f", b"1")])
-    repository.ingester()._index.close()
+    repository.ingester().flush()
     (tmp_path / "storage/.publisher/contents.db").write_bytes(b"no database at all")
 
     with capture_logs() as logs:

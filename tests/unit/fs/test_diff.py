@@ -10,7 +10,8 @@ from fs.format.hashes import Hash, Suffix
 from fs.format.tree import Node
 from fs.publish.catalogs import CatalogOptions, publish_tree
 from fs.publish.diff import Change, Difference, differences
-from fs.publish.ingest import DedupIndex, Ingester
+from fs.publish.ingest import Ingester
+from fs.publish.packing import Codec, DedupIndex, Packer
 from fs.store.memory import MemoryStore
 
 Tree = Mapping[str, "bytes | Tree"]
@@ -31,7 +32,7 @@ class Trees:
 
     def __init__(self, options: CatalogOptions | None = None) -> None:
         self.store = CountingStore()
-        self._ingester = Ingester(self.store, DedupIndex(None))
+        self._ingester = Ingester(self.store, Packer(self.store, DedupIndex(None), Codec()))
         self._options = options
 
     def node(self, tree: "bytes | Tree") -> Node:

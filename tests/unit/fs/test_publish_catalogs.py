@@ -16,8 +16,9 @@ from fs.format.tree import Node, walk
 from fs.publish.catalogs import MARKER, CatalogOptions, StoredCatalog, Subtree, publish_tree, store_catalog
 from fs.publish.check import CheckOptions, check_tree
 from fs.publish.draft import Draft
-from fs.publish.ingest import Codec, DedupIndex, Ingester, store_empty
+from fs.publish.ingest import Ingester, store_empty
 from fs.publish.operations import Graft, MakeDirectory, Remove
+from fs.publish.packing import Codec, DedupIndex, Packer
 from fs.publish.transaction import Base, Transaction
 from fs.publish.view import CatalogCache, View
 from fs.store.memory import MemoryStore
@@ -37,7 +38,7 @@ class Bench:
 
     def __init__(self) -> None:
         self.store = MemoryStore()
-        self.ingester = Ingester(self.store, DedupIndex(None), CODEC)
+        self.ingester = Ingester(self.store, Packer(self.store, DedupIndex(None), CODEC))
         empty = store_empty(self.store, Algorithm.SHA1)
         root = Entry(name=b"", mode=stat.S_IFDIR | 0o755, uid=0, gid=0, size=DIRECTORY_SIZE, mtime_ns=0, linkcount=2)
         database = Draft.empty(ROOT, root, None, empty).finish(

@@ -11,7 +11,8 @@ from fs.errors import FsError, RefusedError
 from fs.format.chunking import ChunkSizes
 from fs.format.compression import Compression
 from fs.format.hashes import Algorithm, Hash, Suffix
-from fs.publish.ingest import Codec, DedupIndex, Ingester
+from fs.publish.ingest import Ingester
+from fs.publish.packing import Codec, DedupIndex, Packer
 from fs.publish.view import read_parts
 from fs.store.base import Buffer
 from fs.store.memory import MemoryStore
@@ -31,7 +32,7 @@ class CountingStore(MemoryStore):
 
 def ingester(codec: Codec = SMALL_CHUNKS, store: MemoryStore | None = None) -> tuple[Ingester, MemoryStore]:
     store = store or CountingStore()
-    return Ingester(store, DedupIndex(None), codec), store
+    return Ingester(store, Packer(store, DedupIndex(None), codec)), store
 
 
 def trickle(data: bytes) -> Callable[[int], bytes]:
@@ -121,10 +122,10 @@ def test_equal_chunks_of_zeros_are_stored_once() -> None:
 
 def test_a_stale_index_cannot_make_a_dangling_reference() -> None:
     index = DedupIndex(None)
-    Ingester(MemoryStore(), index).add_bytes(b"abc")
+    Packer(MemoryStore(), index, SMALL_CHUNKS).objects([b"abc"], Suffix.PLAIN)
     emptied = MemoryStore()
 
-    content = Ingester(emptied, index).add_bytes(b"abc")
+    content = Ingester(emptied, Packer(emptied, index, SMALL_CHUNKS)).add_bytes(b"abc")
 
     assert b"".join(read_parts(emptied, content)) == b"abc"
 

@@ -1,0 +1,159 @@
+"""Contents that other processes pack: the same objects, whatever becomes of those processes."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from itertools import chain
+from pathlib import Path
+
+import pytest
+from structlog.testing import capture_logs
+
+from fs.format.chunking import ChunkSizes
+from fs.format.hashes import Suffix
+from fs.publish.ingest import Ingester
+from fs.publish.packing import Codec, DedupIndex, Packer
+from fs.publish.packing_processes import PackingProcesses
+from fs.store.local import LocalStore
+from fs.store.memory import MemoryStore
+from tests.support.processes import has_ended, wait_until
+
+CODEC = Codec(chunk_sizes=ChunkSizes(256 << 10, 512 << 10, 1 << 20))
+FILES = [random.Random(number).randbytes(20_000) * (1 + number % 3) for number in range(40)]
+ALONE = """
+import sys
+from pathlib import Path
+from fs.format.hashes import Suffix
+from fs.publish.packing import Codec
+from fs.publish.packing_processes import PackingProcesses
+from fs.store.local import LocalStore
+processes = PackingProcesses(LocalStore(Path(sys.argv[1])), Path(sys.argv[2]), Codec(), 2)
+while not processes._free:
+    processes.objects([bytes(100_000)], Suffix.PLAIN)
+print(*(one.pid for one in processes._starting + processes._free), flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> LocalStore:
+    store = LocalStore(tmp_path / "storage", durable=False)
+    store.prepare()
+    return store
+
+
+@pytest.fixture
+def processes(store: LocalStore, tmp_path: Path) -> Iterator[PackingProcesses]:
+    made = PackingProcesses(store, tmp_path / "contents.db", CODEC, 2)
+    yield made
+    made.close()
+
+
+def started(processes: PackingProcesses) -> list[int]:
+    """The pids, once all are there."""
+
+    def are_there() -> bool:
+        processes.objects([bytes(100_000)], Suffix.PLAIN)
+        return len(processes._free) == processes._count
+
+    wait_until(are_there, "the processes")
+    return [process.pid for process in processes._free]
+
+
+def test_they_give_what_one_process_gives(processes: PackingProcesses, store: LocalStore) -> None:
+    started(processes)
+    expected = Ingester(MemoryStore(), Packer(MemoryStore(), DedupIndex(None), CODEC))
+    large = random.Random(1).randbytes(5 << 20)
+    ingester = Ingester(store, processes)
+
+    with ThreadPoolExecutor(4) as pool:
+        batches = list(pool.map(ingester.add_many, [FILES[at : at + 10] for at in range(0, 40, 10)] * 3))
+
+    assert list(chain(*batches[:4])) == expected.add_many(FILES)
+    assert batches[:4] == batches[4:8] == batches[8:]
+    content = ingester.add_bytes(large)
+    assert content == expected.add_bytes(large)
+    assert all(store.has(chunk.hash, Suffix.CHUNK) for chunk in content.chunks)
+
+
+def test_nothing_is_started_for_little(processes: PackingProcesses) -> None:
+    processes.objects([b"little"] * 100, Suffix.PLAIN)
+
+    assert not processes._starting
+
+
+def test_who_was_killed_is_replaced_and_nothing_is_missing(
+    processes: PackingProcesses, store: LocalStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fs.publish.packing_processes._NEXT_START_S", 0.0)
+    pids = started(processes)
+    for pid in pids:
+        os.kill(pid, signal.SIGKILL)
+
+    with capture_logs() as logs:
+        names = [processes.objects([data, data + b"x"], Suffix.PLAIN) for data in FILES if len(data) > 32 << 10]
+
+    assert all(store.has(name, Suffix.PLAIN) for pair in names for name in pair)
+    assert {line["pid"] for line in logs if line["event"] == "packing_process_lost"} == set(pids)
+    assert not set(pids) & set(started(processes))
+
+
+def test_one_that_does_not_answer_is_given_up(processes: PackingProcesses, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fs.publish.packing_processes._ANSWER_TIMEOUT_S", 0.2)
+    monkeypatch.setattr("fs.publish.packing_processes._END_TIMEOUT_S", 0.2)
+    pids = started(processes)
+    for pid in pids:
+        os.kill(pid, signal.SIGSTOP)
+
+    [name] = processes.objects([bytes(70_000)], Suffix.PLAIN)
+
+    assert name == Packer(MemoryStore(), DedupIndex(None), CODEC).objects([bytes(70_000)], Suffix.PLAIN)[0]
+    for pid in pids:
+        if not has_ended(pid):
+            os.kill(pid, signal.SIGCONT)
+
+
+def test_what_the_disk_refuses_is_raised(processes: PackingProcesses, store: LocalStore) -> None:
+    pids = started(processes)
+    staging = store.root / "data" / "txn"
+    staging.rename(store.root / "elsewhere")
+
+    with pytest.raises(FileNotFoundError):
+        processes.objects([random.Random(9).randbytes(100_000)], Suffix.PLAIN)
+
+    (store.root / "elsewhere").rename(staging)
+    [name] = processes.objects([random.Random(9).randbytes(100_000)], Suffix.PLAIN)
+    assert store.has(name, Suffix.PLAIN)
+    assert started(processes) == pids
+
+
+def test_old_objects_that_they_counted_on_are_looked_at_before_a_commit(
+    processes: PackingProcesses, store: LocalStore
+) -> None:
+    started(processes)
+    [name] = processes.objects([bytes(99_000)], Suffix.PLAIN)
+    time.sleep(1)  # until the index is written by whoever packed it
+    path = store.root / name.object_path(Suffix.PLAIN)
+    os.utime(path, (0, 0))
+
+    processes.objects([bytes(99_000)], Suffix.PLAIN)
+
+    assert path.stat().st_mtime > 0
+    assert store.hand_over() == {(name, Suffix.PLAIN)}
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_they_end_with_whoever_started_them(store: LocalStore, tmp_path: Path, number: signal.Signals) -> None:
+    command = [sys.executable, "-c", ALONE, store.root, tmp_path / "contents.db"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as alone:
+        assert alone.stdout is not None
+        pids = [int(word) for word in alone.stdout.readline().split()]
+        alone.send_signal(number)
+
+    assert len(pids) == 2
+    wait_until(lambda: all(map(has_ended, pids)), "the end of the processes")

@@ -88,7 +88,7 @@ class ConversionSettings(BaseModel):
         leases = None if self.leases is None else self.leases.get_secret_value()
         codec = Codec.parse(self.codec, chunk_sizes=ChunkSizes(*self.chunk_bytes))
         processes = min(os.cpu_count() or 1, _MOST_PROCESSES)
-        return Settings(codec=codec, leases=keeper_of(leases), packing_processes=processes)
+        return Settings(codec=codec, leases=keeper_of(leases), writer_processes=processes)
 
 
 def load_settings(

@@ -19,8 +19,22 @@ from fs.rootfs.erofs import build_metadata_image
 Note = Callable[[str], None]
 
 
+class LayerTrees:
+    """What layers are without those below, each made once."""
+
+    def __init__(self) -> None:
+        self._made: dict[str, Node] = {}
+
+    def of(self, layer: ReadLayer) -> Node:
+        """The tree of *layer*, not to be changed."""
+        digest = layer.description.digest
+        if digest not in self._made:
+            self._made[digest] = layer_alone(layer.changes)
+        return self._made[digest]
+
+
 def flatten(
-    repository: Repository, view: View, layers: Sequence[ReadLayer], chains: Sequence[str]
+    repository: Repository, view: View, layers: Sequence[ReadLayer], chains: Sequence[str], alone: LayerTrees
 ) -> tuple[Node, dict[str, NewChain]]:
     """The image's tree, and the chains that the repository does not have.
 
@@ -36,14 +50,14 @@ def flatten(
         if view.lookup(placement.chain_path(chain) + b"/layer") is not None:
             continue
         own = None
-        if not same_tree(overlay, layer_alone(layer.changes)):
+        if not same_tree(overlay, alone.of(layer)):
             own = repository.prepare_subtree(placement.chain_path(chain) + b"/layerfs", overlay)
         parent = chains[number - 1] if number else None
         new_chains[chain] = NewChain(layer=digest, parent=parent, own_layer=own)
     return tree.root, new_chains
 
 
-def new_layers(repository: Repository, layers: Sequence[ReadLayer]) -> dict[str, NewLayer]:
+def new_layers(repository: Repository, layers: Sequence[ReadLayer], alone: LayerTrees) -> dict[str, NewLayer]:
     """What those of *layers* bring that the repository does not have."""
     now = datetime.now(UTC)
     put = repository.ingester().add_bytes
@@ -53,7 +67,7 @@ def new_layers(repository: Repository, layers: Sequence[ReadLayer]) -> dict[str,
         if layer.is_new and digest not in new:
             path = placement.layerfs_path(digest)
             new[digest] = NewLayer(
-                subtree=repository.prepare_subtree(path, layer_alone(layer.changes)),
+                subtree=repository.prepare_subtree(path, alone.of(layer)),
                 change_set=put(encode(layer.changes)),
                 record=put(placement.layer_record(layer.description, layer.changes.unpacked_bytes, now)),
             )

@@ -22,7 +22,6 @@ from registry_proxy.oci.digest import Digest
 from registry_proxy.oci.manifest import Descriptor
 
 _QUEUE_PIECES = 4
-_PIECE_BYTES = 256 << 10  # handing a piece from the event loop to a thread costs as much as unpacking many kilobytes
 
 
 def packing_of(media_type: str) -> str:
@@ -108,14 +107,9 @@ class _Fetching:
         with self._queue:
             try:
                 async with self._source.blob(self._descriptor) as pieces:
-                    gathered = bytearray()
                     async for piece in pieces:
-                        gathered += piece
                         self._fetched(len(piece))
-                        if len(gathered) >= _PIECE_BYTES:
-                            await self._queue.send(bytes(gathered))
-                            gathered.clear()
-                    await self._queue.send(bytes(gathered))
+                        await self._queue.send(piece)
                 self._is_whole = True
             except anyio.BrokenResourceError:
                 return  # the thread has failed, and says why

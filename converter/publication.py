@@ -26,7 +26,7 @@ from converter.image_records import (
     decode_history,
     encode_history,
 )
-from converter.image_trees import flatten, new_layers, root_images
+from converter.image_trees import LayerTrees, flatten, new_layers, root_images
 from converter.inventory import PROVENANCE_FILE, STATEMENT_FILE
 from converter.placement import Naming, Placement
 from converter.podman_store import PodmanStore, StoredImage
@@ -127,7 +127,8 @@ class Publication:
         """All that *image* adds to what *view* has; contents and catalogs are stored."""
         repository, layers, config = self._repository, image.layers, image.digests.config
         chains = placement.chain_ids([layer.description.diff_id for layer in layers])
-        tree, new_chains = flatten(repository, view, layers, chains)
+        alone = LayerTrees()
+        tree, new_chains = flatten(repository, view, layers, chains, alone)
         self._meter.stage("publishing")
         rootfs = flat = None
         if view.lookup(placement.rootfs_path(config)) is None:
@@ -141,7 +142,7 @@ class Publication:
             manifest=image.digests.manifest,
             layers=list(dict.fromkeys(layer.description.digest for layer in layers)),
             chains=chains,
-            new_layers=new_layers(repository, layers),
+            new_layers=new_layers(repository, layers, alone),
             new_chains=new_chains,
             rootfs=rootfs,
             flat=flat,

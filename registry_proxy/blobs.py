@@ -22,6 +22,7 @@ from registry_proxy.transfer import Backoff, Origin, paced, refuse_encoding
 _CONTENT_RANGE = re.compile(r"bytes (?:(\d{1,19})-(\d{1,19})|\*)/(\d{1,19})", re.ASCII)
 _PROGRESS_BYTES = 1 << 16  # an attempt that gets less has not helped
 _MAX_ATTEMPTS = 200
+_GATHERED_BYTES = 256 << 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,7 +170,7 @@ async def verified(sender: Sender, source: BlobSource, size_bytes: int) -> Async
         hasher = source.digest.hasher()
         held = b""
         is_given = False
-        async with aclosing(Transfer(sender, source, size_bytes=size_bytes).parts()) as pieces:
+        async with aclosing(_gathered(Transfer(sender, source, size_bytes=size_bytes).parts())) as pieces:
             async for piece in pieces:
                 hasher.update(piece)
                 if held:
@@ -182,6 +183,22 @@ async def verified(sender: Sender, source: BlobSource, size_bytes: int) -> Async
             return
         if is_given or is_last_try:
             raise DigestMismatchError(f"the bytes that {source.origin.registry} gives for {source.what} are others")
+
+
+async def _gathered(parts: AsyncGenerator[bytes, None]) -> AsyncGenerator[bytes, None]:
+    """*parts* in larger pieces: what is done with each costs as much as hashing many kilobytes."""
+    gathered: list[bytes] = []
+    size_bytes = 0
+    async with aclosing(parts) as pieces:
+        async for piece in pieces:
+            gathered.append(piece)
+            size_bytes += len(piece)
+            if size_bytes >= _GATHERED_BYTES:
+                yield b"".join(gathered)
+                gathered.clear()
+                size_bytes = 0
+    if gathered:
+        yield b"".join(gathered)
 
 
 def require_verifiable(digest: Digest) -> None:

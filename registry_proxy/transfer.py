@@ -9,6 +9,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, 
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
+from functools import cache
 from http import HTTPStatus
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from pathlib import Path
@@ -75,17 +76,22 @@ def open_http(
     timeout = httpx.Timeout(
         patience.idle_timeout_s, connect=patience.connect_timeout_s, pool=patience.answer_deadline_s
     )
-    verify: ssl.SSLContext | bool = ssl.create_default_context(cafile=str(ca_file)) if ca_file is not None else True
     direct: dict[str, httpx.AsyncBaseTransport | None] = {} if transport else dict.fromkeys(_LOOPBACK_PATTERNS)
     return httpx.AsyncClient(
         timeout=timeout,
         limits=httpx.Limits(max_connections=_CONNECTIONS, max_keepalive_connections=_CONNECTIONS),
         headers={"User-Agent": "unpackd", "Accept-Encoding": "identity"},
         follow_redirects=False,
-        verify=verify,
+        verify=_trust() if ca_file is None else ssl.create_default_context(cafile=str(ca_file)),
         mounts=direct,
         transport=transport,
     )
+
+
+@cache
+def _trust() -> ssl.SSLContext:
+    """What httpx trusts by itself; reading all those certificates takes as long as converting a small image."""
+    return httpx.create_ssl_context()
 
 
 @asynccontextmanager

@@ -32,7 +32,6 @@ from fs.publish.leases import DEFAULT_LIFETIME_S, HeldLease, LeaseKeeper, holder
 from fs.publish.lock import exclusive
 from fs.publish.operations import Operation, RequireRevision
 from fs.publish.packing import Codec, DedupIndex, Packer, Packing
-from fs.publish.packing_processes import PackingProcesses
 from fs.publish.signers import Digest
 from fs.publish.signing import (
     WHITELIST,
@@ -45,6 +44,7 @@ from fs.publish.signing import (
 )
 from fs.publish.transaction import Base, Transaction, apply_all
 from fs.publish.view import CatalogCache, View
+from fs.publish.writer_processes import WriterProcesses
 from fs.store.base import ReadStore, Store
 from fs.store.local import LocalStore
 from fs.store.places import Storage, open_storage
@@ -77,7 +77,7 @@ class Settings:
 
     codec: Codec = field(default_factory=Codec)
     catalogs: CatalogOptions = field(default_factory=CatalogOptions)
-    packing_processes: int = 0  # in which contents are packed, if the storage is a directory; 0: in this one
+    writer_processes: int = 0  # in which contents are packed, if the storage is a directory; 0: in this one
     ttl_s: int | None = None  # None: as it was
     clock: Callable[[], float] = time.time  # Unix seconds
     leases: LeaseKeeper | None = None  # needed if writers of several machines publish to one storage
@@ -205,9 +205,9 @@ class Repository:
 
     def _packing(self, codec: Codec) -> Packing:
         index = self._private / "contents.db"
-        processes = self._settings.packing_processes
+        processes = self._settings.writer_processes
         if processes and isinstance(self._store, LocalStore):
-            return PackingProcesses(self._store, index, codec, processes)
+            return WriterProcesses(self._store, index, codec, processes)
         return Packer(self._store, DedupIndex(index), codec)
 
     def prepare_subtree(self, path: bytes, root: Node) -> Subtree:

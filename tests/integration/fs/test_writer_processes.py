@@ -18,7 +18,7 @@ from fs.format.chunking import ChunkSizes
 from fs.format.hashes import Suffix
 from fs.publish.ingest import Ingester
 from fs.publish.packing import Codec, DedupIndex, Packer
-from fs.publish.packing_processes import PackingProcesses
+from fs.publish.writer_processes import WriterProcesses
 from fs.store.local import LocalStore
 from fs.store.memory import MemoryStore
 from tests.support.processes import has_ended, wait_until
@@ -30,9 +30,9 @@ import sys
 from pathlib import Path
 from fs.format.hashes import Suffix
 from fs.publish.packing import Codec
-from fs.publish.packing_processes import PackingProcesses
+from fs.publish.writer_processes import WriterProcesses
 from fs.store.local import LocalStore
-processes = PackingProcesses(LocalStore(Path(sys.argv[1])), Path(sys.argv[2]), Codec(), 2)
+processes = WriterProcesses(LocalStore(Path(sys.argv[1])), Path(sys.argv[2]), Codec(), 2)
 while not processes._free:
     processes.objects([bytes(100_000)], Suffix.PLAIN)
 print(*(one.pid for one in processes._starting + processes._free), flush=True)
@@ -48,13 +48,13 @@ def store(tmp_path: Path) -> LocalStore:
 
 
 @pytest.fixture
-def processes(store: LocalStore, tmp_path: Path) -> Iterator[PackingProcesses]:
-    made = PackingProcesses(store, tmp_path / "contents.db", CODEC, 2)
+def processes(store: LocalStore, tmp_path: Path) -> Iterator[WriterProcesses]:
+    made = WriterProcesses(store, tmp_path / "contents.db", CODEC, 2)
     yield made
     made.close()
 
 
-def started(processes: PackingProcesses) -> list[int]:
+def started(processes: WriterProcesses) -> list[int]:
     """The pids, once all are there."""
 
     def are_there() -> bool:
@@ -65,7 +65,7 @@ def started(processes: PackingProcesses) -> list[int]:
     return [process.pid for process in processes._free]
 
 
-def test_they_give_what_one_process_gives(processes: PackingProcesses, store: LocalStore) -> None:
+def test_they_give_what_one_process_gives(processes: WriterProcesses, store: LocalStore) -> None:
     started(processes)
     expected = Ingester(MemoryStore(), Packer(MemoryStore(), DedupIndex(None), CODEC))
     large = random.Random(1).randbytes(5 << 20)
@@ -81,16 +81,16 @@ def test_they_give_what_one_process_gives(processes: PackingProcesses, store: Lo
     assert all(store.has(chunk.hash, Suffix.CHUNK) for chunk in content.chunks)
 
 
-def test_nothing_is_started_for_little(processes: PackingProcesses) -> None:
+def test_nothing_is_started_for_little(processes: WriterProcesses) -> None:
     processes.objects([b"little"] * 100, Suffix.PLAIN)
 
     assert not processes._starting
 
 
 def test_who_was_killed_is_replaced_and_nothing_is_missing(
-    processes: PackingProcesses, store: LocalStore, monkeypatch: pytest.MonkeyPatch
+    processes: WriterProcesses, store: LocalStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("fs.publish.packing_processes._NEXT_START_S", 0.0)
+    monkeypatch.setattr("fs.publish.writer_processes._NEXT_START_S", 0.0)
     pids = started(processes)
     for pid in pids:
         os.kill(pid, signal.SIGKILL)
@@ -99,13 +99,13 @@ def test_who_was_killed_is_replaced_and_nothing_is_missing(
         names = [processes.objects([data, data + b"x"], Suffix.PLAIN) for data in FILES if len(data) > 32 << 10]
 
     assert all(store.has(name, Suffix.PLAIN) for pair in names for name in pair)
-    assert {line["pid"] for line in logs if line["event"] == "packing_process_lost"} == set(pids)
+    assert {line["pid"] for line in logs if line["event"] == "writer_process_lost"} == set(pids)
     assert not set(pids) & set(started(processes))
 
 
-def test_one_that_does_not_answer_is_given_up(processes: PackingProcesses, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fs.publish.packing_processes._ANSWER_TIMEOUT_S", 0.2)
-    monkeypatch.setattr("fs.publish.packing_processes._END_TIMEOUT_S", 0.2)
+def test_one_that_does_not_answer_is_given_up(processes: WriterProcesses, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fs.publish.writer_processes._ANSWER_TIMEOUT_S", 0.2)
+    monkeypatch.setattr("fs.publish.writer_processes._END_TIMEOUT_S", 0.2)
     pids = started(processes)
     for pid in pids:
         os.kill(pid, signal.SIGSTOP)
@@ -118,7 +118,7 @@ def test_one_that_does_not_answer_is_given_up(processes: PackingProcesses, monke
             os.kill(pid, signal.SIGCONT)
 
 
-def test_what_the_disk_refuses_is_raised(processes: PackingProcesses, store: LocalStore) -> None:
+def test_what_the_disk_refuses_is_raised(processes: WriterProcesses, store: LocalStore) -> None:
     pids = started(processes)
     staging = store.root / "data" / "txn"
     staging.rename(store.root / "elsewhere")
@@ -133,7 +133,7 @@ def test_what_the_disk_refuses_is_raised(processes: PackingProcesses, store: Loc
 
 
 def test_old_objects_that_they_counted_on_are_looked_at_before_a_commit(
-    processes: PackingProcesses, store: LocalStore
+    processes: WriterProcesses, store: LocalStore
 ) -> None:
     started(processes)
     [name] = processes.objects([bytes(99_000)], Suffix.PLAIN)

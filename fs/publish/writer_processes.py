@@ -2,14 +2,15 @@
 
     a thread ── lengths and bytes of a batch ──> process: hash, look up, compress, put ── names ──> the thread
 
-Each process serves one thread at a time over a pair of sockets; a thread that finds none free waits. They are started
+Each process serves one thread at a time over two pipes; a thread that finds none free waits. They are started
 with the first batch that is worth the way. Until one says that it is there, and where one has died, threads pack by
 themselves: it makes no difference who stores an object, nor whether two do.
 
-A process ends when its socket does, so with the process that started it, however that one ends. These processes are for
+A process ends when its pipe does, so with the process that started it, however that one ends. These processes are for
 storage in directories: at servers one waits for the network, which threads do as well.
 """
 
+import fcntl
 import multiprocessing
 import signal
 import subprocess
@@ -23,6 +24,7 @@ from dataclasses import dataclass
 from itertools import accumulate, pairwise
 from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Any
 
 import structlog
 
@@ -33,6 +35,7 @@ from fs.store.base import Buffer
 from fs.store.local import LocalStore, Refreshed
 
 _WORTHWHILE_BYTES = 64 << 10
+_PIPE_BYTES = 1 << 20  # what Linux allows everybody
 _ANSWER_TIMEOUT_S = 600.0  # a batch is one chunk or a MiB
 _END_TIMEOUT_S = 5.0
 _NEXT_START_S = 30.0  # after one has died
@@ -60,7 +63,7 @@ class _Answer:
     refreshed: Refreshed
 
 
-class PackingProcesses:
+class WriterProcesses:
     """Makes objects of contents in other processes. Thread-safe."""
 
     def __init__(self, store: LocalStore, index: Path, codec: Codec, count: int) -> None:
@@ -149,7 +152,7 @@ class PackingProcesses:
                 self._lose(process, error)
 
     def _lose(self, process: "_Process", error: Exception) -> None:
-        _log.warning("packing_process_lost", pid=process.pid, reason=f"{type(error).__name__}: {error}")
+        _log.warning("writer_process_lost", pid=process.pid, reason=f"{type(error).__name__}: {error}")
         with self._changed:
             for each in (self._starting, self._busy):
                 if process in each:
@@ -162,14 +165,17 @@ class _Process:
     """One of them, as whoever started it sees it."""
 
     def __init__(self, order: _Order) -> None:
-        self._connection, theirs = multiprocessing.Pipe()
-        with theirs:
-            number = theirs.fileno()
-            command = [sys.executable, "-P", "-c", f"from {__name__} import main; main()", str(number)]
+        orders, self._orders = multiprocessing.Pipe(duplex=False)
+        self._answers, answers = multiprocessing.Pipe(duplex=False)
+        with suppress(OSError):  # then it is as large as the machine's owner allows
+            fcntl.fcntl(orders, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
+        with orders, answers:
+            numbers = [orders.fileno(), answers.fileno()]
+            command = [sys.executable, "-P", "-c", f"from {__name__} import main; main()", *map(str, numbers)]
             null = subprocess.DEVNULL
-            self._process = subprocess.Popen(command, stdin=null, stdout=null, pass_fds=[number])
+            self._process = subprocess.Popen(command, stdin=null, stdout=null, pass_fds=numbers)
         with suppress(ConnectionError):  # then it is not there, which is seen soon
-            self._connection.send(order)
+            self._orders.send(order)
 
     @property
     def pid(self) -> int:
@@ -177,7 +183,7 @@ class _Process:
 
     def is_there(self) -> bool:
         """Whether it is ready to be asked; asked until it is. Raises EOFError or ConnectionError: it has died."""
-        return self._connection.poll() and self._connection.recv_bytes() == _THERE
+        return self._answers.poll() and self._answers.recv_bytes() == _THERE
 
     def ask(self, contents: Sequence[Buffer], suffix: Suffix) -> _Answer:
         """What it makes of *contents*.
@@ -186,18 +192,19 @@ class _Process:
             EOFError, ConnectionError, TimeoutError: it has died, or is about to be given up.
             OSError, FsError: it could not store them.
         """
-        self._connection.send((suffix, [len(data) for data in contents]))
-        self._connection.send_bytes(b"".join(contents))
-        if not self._connection.poll(_ANSWER_TIMEOUT_S):
+        self._orders.send((suffix, [len(data) for data in contents]))
+        self._orders.send_bytes(contents[0] if len(contents) == 1 else b"".join(contents))
+        if not self._answers.poll(_ANSWER_TIMEOUT_S):
             raise TimeoutError(f"no answer in {_ANSWER_TIMEOUT_S:.0f} s")
-        answer: _Answer | OSError | FsError = self._connection.recv()
+        answer: _Answer | OSError | FsError = self._answers.recv()
         if isinstance(answer, _Answer):
             return answer
         raise answer
 
     def end(self) -> None:
         """End it, if it has not ended, and let the kernel forget it."""
-        self._connection.close()
+        self._orders.close()
+        self._answers.close()
         try:
             self._process.wait(_END_TIMEOUT_S)
         except subprocess.TimeoutExpired:
@@ -212,21 +219,21 @@ def _end(groups: Iterable[list[_Process]]) -> None:
         group.clear()
 
 
-def _serve(connection: Connection) -> None:
-    """Be one of the processes, until whoever started it closes the connection."""
-    order: _Order = connection.recv()
+def _serve(orders: "Connection[Any]", answers: "Connection[Any]") -> None:
+    """Be one of the processes, until whoever started it closes the pipes."""
+    order: _Order = orders.recv()
     store = LocalStore(order.storage, durable=order.durable)
     index = DedupIndex(order.index)
     packer = Packer(store, index, order.codec)
-    connection.send_bytes(_THERE)
+    answers.send_bytes(_THERE)
     with suppress(EOFError, ConnectionError):
         while True:
-            if not connection.poll(_IDLE_S):
+            if not orders.poll(_IDLE_S):
                 index.flush()
-            suffix, lengths = connection.recv()
-            with memoryview(connection.recv_bytes()) as data:
+            suffix, lengths = orders.recv()
+            with memoryview(orders.recv_bytes()) as data:
                 contents = [data[start:end] for start, end in pairwise(accumulate(lengths, initial=0))]
-                connection.send(_answer(packer, store, contents, suffix))
+                answers.send(_answer(packer, store, contents, suffix))
     index.close()
 
 
@@ -240,7 +247,10 @@ def _answer(packer: Packer, store: LocalStore, contents: list[memoryview], suffi
 
 
 def main() -> None:
-    """Be one of the processes; the argument is the number of the socket."""
+    """Be one of the processes; the arguments are the descriptors of its pipes."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for whoever started it
-    with Connection(int(sys.argv[1])) as connection:
-        _serve(connection)
+    with (
+        Connection(int(sys.argv[1]), writable=False) as orders,
+        Connection(int(sys.argv[2]), readable=False) as answers,
+    ):
+        _serve(orders, answers)

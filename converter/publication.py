@@ -7,6 +7,7 @@ again.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import UTC, datetime
 from importlib import metadata
@@ -130,25 +131,31 @@ class Publication:
         alone = LayerTrees()
         tree, new_chains = flatten(repository, view, layers, chains, alone)
         self._meter.stage("publishing")
-        rootfs = flat = None
-        if view.lookup(placement.rootfs_path(config)) is None:
-            rootfs = repository.prepare_subtree(placement.rootfs_path(config), tree)
-        if view.lookup(placement.flat_path(config)) is None:
-            whole = with_apptainer_files(tree, image.config, self._put)
-            flat = repository.prepare_subtree(placement.flat_path(config), whole)
+        rootfs_path, flat_path = placement.rootfs_path(config), placement.flat_path(config)
+        trees: dict[bytes, Node] = {}
+        if view.lookup(rootfs_path) is None:
+            trees[rootfs_path] = tree
+        if view.lookup(flat_path) is None:
+            trees[flat_path] = with_apptainer_files(tree, image.config, self._put)
         has_flat = bool(chains) and view.lookup(placement.chain_path(chains[-1]) + b"/flat") is not None
+        with ThreadPoolExecutor(1, "trees") as pool:
+            building = pool.submit(repository.prepare_subtrees, trees)
+            layers_made = new_layers(repository, layers, alone)
+            images_made = root_images(repository, view, chains[-1], tree, config, self._note) if chains else {}
+            files_made = self._image_files(view, image, tree)
+            subtrees = {subtree.path: subtree for subtree in building.result()}
         return Placement(
             config=config,
             manifest=image.digests.manifest,
             layers=list(dict.fromkeys(layer.description.digest for layer in layers)),
             chains=chains,
-            new_layers=new_layers(repository, layers, alone),
+            new_layers=layers_made,
             new_chains=new_chains,
-            rootfs=rootfs,
-            flat=flat,
+            rootfs=subtrees.get(rootfs_path),
+            flat=subtrees.get(flat_path),
             flat_chain=chains[-1] if chains and not has_flat else None,
-            root_images=root_images(repository, view, chains[-1], tree, config, self._note) if chains else {},
-            image_files=self._image_files(view, image, tree),
+            root_images=images_made,
+            image_files=files_made,
         )
 
     def _image_files(self, view: View, image: ReadImage, tree: Node) -> Mapping[bytes, Content]:

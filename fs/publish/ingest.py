@@ -27,7 +27,7 @@ class Ingester:
     def __init__(self, store: ObjectWriter, packing: Packing) -> None:
         """Store with *packing*; *store* is what it stores in."""
         self._store = store
-        self._packing = packing
+        self.packing = packing
         self.codec = packing.codec
 
     def add_bytes(self, data: Buffer) -> Content:
@@ -47,7 +47,7 @@ class Ingester:
 
     def add_many(self, files: Sequence[bytes]) -> list[Content]:
         """Store whole files as ``add_bytes`` does; looking them up together is what makes many small ones quick."""
-        names = iter(self._packing.objects([data for data in files if self._is_one_object(data)], Suffix.PLAIN))
+        names = iter(self.packing.objects([data for data in files if self._is_one_object(data)], Suffix.PLAIN))
         return [
             Content(len(data), next(names), (), self.codec.compression)
             if self._is_one_object(data)
@@ -99,7 +99,7 @@ class Ingester:
 
     def flush(self) -> None:
         """Let other processes know what was stored."""
-        self._packing.flush()
+        self.packing.flush()
 
     def _whole(self, data: Buffer) -> Content:
         if not data:
@@ -111,7 +111,7 @@ class Ingester:
         return store_empty(self._store, self.codec.algorithm)
 
     def _object(self, data: Buffer, suffix: Suffix) -> Hash:
-        return self._packing.objects([data], suffix)[0]
+        return self.packing.objects([data], suffix)[0]
 
     def __enter__(self) -> Self:
         return self
@@ -119,7 +119,7 @@ class Ingester:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._packing.flush()
+        self.packing.flush()
 
 
 def store_empty(writer: ObjectWriter, algorithm: Algorithm) -> Content:

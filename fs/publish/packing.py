@@ -168,7 +168,7 @@ class Packer:
     """Makes objects in the thread that asks for them."""
 
     def __init__(self, store: ObjectWriter, index: DedupIndex, codec: Codec) -> None:
-        self._store = store
+        self.store = store
         self._index = index
         self.codec = codec
         kind = f"{codec.compression.value}{codec.algorithm.value}"
@@ -184,7 +184,7 @@ class Packer:
             if key in sound:
                 continue
             there = known.get(key)
-            if there is not None and self._store.claim(there.hash, suffix, stored_bytes=there.stored_bytes):
+            if there is not None and self.store.claim(there.hash, suffix, stored_bytes=there.stored_bytes):
                 sound[key] = there.hash
                 continue
             made = self._made(data, suffix)
@@ -201,5 +201,5 @@ class Packer:
         if self.codec.compression is Compression.ZLIB:
             stored = deflate(data, level=self.codec.level, encoder=self.codec.encoder)
         name = Hash.of(stored, self.codec.algorithm)
-        self._store.put(name, suffix, stored)
+        self.store.put(name, suffix, stored)
         return _Stored(name, len(stored))

@@ -216,9 +216,17 @@ class Repository:
         Raises:
             RefusedError: the tree holds something that the format cannot.
         """
-        algorithm = read_manifest(self._store).root_catalog.algorithm
-        options = replace(self._settings.catalogs, algorithm=algorithm)
-        return publish_tree(path, root, self._store, options)
+        return publish_tree(path, root, self._store, self._catalog_options())
+
+    def prepare_subtrees(self, trees: Mapping[bytes, Node]) -> list[Subtree]:
+        """As ``prepare_subtree`` for each path and tree of *trees*, in another process if there is one."""
+        packing = self.ingester().packing
+        if isinstance(packing, WriterProcesses):
+            return packing.build(trees, self._catalog_options())
+        return [self.prepare_subtree(path, root) for path, root in trees.items()]
+
+    def _catalog_options(self) -> CatalogOptions:
+        return replace(self._settings.catalogs, algorithm=read_manifest(self._store).root_catalog.algorithm)
 
     def commit(
         self,

@@ -1,10 +1,11 @@
-"""Packing in processes of its own, because one process's Python uses little more than one processor.
+"""Packing contents and building catalogs in other processes, because one's Python uses little more than one processor.
 
-    a thread ── lengths and bytes of a batch ──> process: hash, look up, compress, put ── names ──> the thread
+    a thread ── contents ──> process: hash, look up, compress, put ── names ──> the thread
+    a thread ── trees ─────> process: build and put their catalogs ── subtrees ──> the thread
 
 Each process serves one thread at a time over two pipes; a thread that finds none free waits. They are started
-with the first batch that is worth the way. Until one says that it is there, and where one has died, threads pack by
-themselves: it makes no difference who stores an object, nor whether two do.
+with the first contents that are worth the way. Until one says that it is there, and where one has died, threads do the
+work themselves: it makes no difference who stores an object, nor whether two do.
 
 A process ends when its pipe does, so with the process that started it, however that one ends. These processes are for
 storage in directories: at servers one waits for the network, which threads do as well.
@@ -18,7 +19,7 @@ import sys
 import threading
 import time
 import weakref
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
@@ -30,7 +31,10 @@ import structlog
 
 from fs.errors import FsError
 from fs.format.hashes import Hash, Suffix
+from fs.format.tree import Node
+from fs.publish.catalogs import CatalogOptions, Subtree, publish_tree
 from fs.publish.packing import Codec, DedupIndex, Packer
+from fs.publish.tree_transfer import decode_trees, encode_trees
 from fs.store.base import Buffer
 from fs.store.local import LocalStore, Refreshed
 
@@ -56,15 +60,39 @@ class _Order:
 
 
 @dataclass(frozen=True, slots=True)
-class _Answer:
-    """What came of a batch."""
+class _Pack:
+    """The bytes behind this are contents, which are to be stored."""
 
-    names: list[Hash]
+    suffix: Suffix
+    lengths: list[int]
+
+    def do(self, packer: Packer, data: memoryview) -> list[Hash]:
+        bounds = pairwise(accumulate(self.lengths, initial=0))
+        return packer.objects([data[start:end] for start, end in bounds], self.suffix)
+
+
+@dataclass(frozen=True, slots=True)
+class _Build:
+    """The bytes behind this are trees, whose catalogs are to be stored."""
+
+    paths: list[bytes]
+    options: CatalogOptions
+
+    def do(self, packer: Packer, data: memoryview) -> list[Subtree]:
+        trees = zip(self.paths, decode_trees(data), strict=True)
+        return [publish_tree(path, root, packer.store, self.options) for path, root in trees]
+
+
+@dataclass(frozen=True, slots=True)
+class _Answer:
+    """What came of it."""
+
+    made: Any  # by ``do``
     refreshed: Refreshed
 
 
 class WriterProcesses:
-    """Makes objects of contents in other processes. Thread-safe."""
+    """Makes objects of contents, and catalogs of trees, in other processes. Thread-safe."""
 
     def __init__(self, store: LocalStore, index: Path, codec: Codec, count: int) -> None:
         """Get ready; nothing is started yet.
@@ -89,17 +117,25 @@ class WriterProcesses:
 
     def objects(self, contents: Sequence[Buffer], suffix: Suffix) -> list[Hash]:
         """See Packing."""
-        if sum(map(len, contents)) >= _WORTHWHILE_BYTES:
-            with self._one() as process:
-                if process is not None:
-                    try:
-                        answer = process.ask(contents, suffix)
-                    except (EOFError, ConnectionError, TimeoutError) as error:
-                        self._lose(process, error)
-                    else:
-                        self._store.take_over(answer.refreshed)
-                        return answer.names
+        lengths = [len(data) for data in contents]
+        if sum(lengths) >= _WORTHWHILE_BYTES:
+            self._start_what_is_missing()
+            data = contents[0] if len(contents) == 1 else b"".join(contents)
+            answer = self._asked(_Pack(suffix, lengths), data)
+            if answer is not None:
+                names: list[Hash] = answer.made
+                return names
         return self._here.objects(contents, suffix)
+
+    def build(self, trees: Mapping[bytes, Node], options: CatalogOptions) -> list[Subtree]:
+        """As ``publish_tree`` for each path and tree of *trees*."""
+        data = encode_trees(list(trees.values()))
+        if len(data) >= _WORTHWHILE_BYTES:
+            answer = self._asked(_Build(list(trees), options), data)
+            if answer is not None:
+                subtrees: list[Subtree] = answer.made
+                return subtrees
+        return [publish_tree(path, root, self._store, options) for path, root in trees.items()]
 
     def flush(self) -> None:
         """See Packing; each process does it by itself when it has nothing else to do."""
@@ -108,6 +144,19 @@ class WriterProcesses:
     def close(self) -> None:
         """End the processes."""
         self._end()
+
+    def _asked(self, task: _Pack | _Build, data: Buffer) -> _Answer | None:
+        """What a process answers; None if there is none to ask."""
+        with self._one() as process:
+            if process is None:
+                return None
+            try:
+                answer = process.ask(task, data)
+            except (EOFError, ConnectionError, TimeoutError) as error:
+                self._lose(process, error)
+                return None
+        self._store.take_over(answer.refreshed)
+        return answer
 
     @contextmanager
     def _one(self) -> "Iterator[_Process | None]":
@@ -125,7 +174,6 @@ class WriterProcesses:
 
     def _take(self) -> "_Process | None":
         with self._changed:
-            self._start_what_is_missing()
             while True:
                 self._welcome()
                 if self._free or not self._busy:
@@ -137,9 +185,10 @@ class WriterProcesses:
             return self._busy[-1]
 
     def _start_what_is_missing(self) -> None:
-        missing = self._count - len(self._starting) - len(self._free) - len(self._busy)
-        if missing and time.monotonic() >= self._next_start:
-            self._starting += [_Process(self._order) for _ in range(missing)]
+        with self._changed:
+            missing = self._count - len(self._starting) - len(self._free) - len(self._busy)
+            if missing and time.monotonic() >= self._next_start:
+                self._starting += [_Process(self._order) for _ in range(missing)]
 
     def _welcome(self) -> None:
         """Take in those that have said that they are there, leave out those that have died before it."""
@@ -185,15 +234,15 @@ class _Process:
         """Whether it is ready to be asked; asked until it is. Raises EOFError or ConnectionError: it has died."""
         return self._answers.poll() and self._answers.recv_bytes() == _THERE
 
-    def ask(self, contents: Sequence[Buffer], suffix: Suffix) -> _Answer:
-        """What it makes of *contents*.
+    def ask(self, task: _Pack | _Build, data: Buffer) -> _Answer:
+        """What it makes of *data*.
 
         Raises:
             EOFError, ConnectionError, TimeoutError: it has died, or is about to be given up.
             OSError, FsError: it could not store them.
         """
-        self._orders.send((suffix, [len(data) for data in contents]))
-        self._orders.send_bytes(contents[0] if len(contents) == 1 else b"".join(contents))
+        self._orders.send(task)
+        self._orders.send_bytes(data)
         if not self._answers.poll(_ANSWER_TIMEOUT_S):
             raise TimeoutError(f"no answer in {_ANSWER_TIMEOUT_S:.0f} s")
         answer: _Answer | OSError | FsError = self._answers.recv()
@@ -230,16 +279,14 @@ def _serve(orders: "Connection[Any]", answers: "Connection[Any]") -> None:
         while True:
             if not orders.poll(_IDLE_S):
                 index.flush()
-            suffix, lengths = orders.recv()
-            with memoryview(orders.recv_bytes()) as data:
-                contents = [data[start:end] for start, end in pairwise(accumulate(lengths, initial=0))]
-                answers.send(_answer(packer, store, contents, suffix))
+            task: _Pack | _Build = orders.recv()
+            answers.send(_answer(task, packer, store, memoryview(orders.recv_bytes())))
     index.close()
 
 
-def _answer(packer: Packer, store: LocalStore, contents: list[memoryview], suffix: Suffix) -> _Answer | Exception:
+def _answer(task: _Pack | _Build, packer: Packer, store: LocalStore, data: memoryview) -> _Answer | Exception:
     try:
-        return _Answer(packer.objects(contents, suffix), store.hand_over())
+        return _Answer(task.do(packer, data), store.hand_over())
     except OSError as error:
         return error
     except FsError as error:

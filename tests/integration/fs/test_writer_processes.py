@@ -3,6 +3,7 @@
 import os
 import random
 import signal
+import stat
 import subprocess
 import sys
 import time
@@ -14,8 +15,11 @@ from pathlib import Path
 import pytest
 from structlog.testing import capture_logs
 
+from fs.errors import FsError
 from fs.format.chunking import ChunkSizes
-from fs.format.hashes import Suffix
+from fs.format.hashes import Hash, Suffix
+from fs.format.tree import Content, Node
+from fs.publish.catalogs import CatalogOptions, publish_tree
 from fs.publish.ingest import Ingester
 from fs.publish.packing import Codec, DedupIndex, Packer
 from fs.publish.writer_processes import WriterProcesses
@@ -79,6 +83,35 @@ def test_they_give_what_one_process_gives(processes: WriterProcesses, store: Loc
     content = ingester.add_bytes(large)
     assert content == expected.add_bytes(large)
     assert all(store.has(chunk.hash, Suffix.CHUNK) for chunk in content.chunks)
+
+
+def test_they_build_the_catalogs_that_one_process_builds(processes: WriterProcesses, store: LocalStore) -> None:
+    started(processes)
+    files = {
+        b"f%d" % number: Node(mode=stat.S_IFREG, mtime_ns=number, content=Content(1, Hash.of(b"%d" % number)))
+        for number in range(3000)
+    }
+    tree = Node(mode=stat.S_IFDIR, children={b"a": Node(mode=stat.S_IFDIR, children=files), b"b": files[b"f1"]})
+    trees = {b"/x/y": tree, b"/z": Node(mode=stat.S_IFDIR, children={b"below": tree})}
+    options = CatalogOptions(most_rows=1000, least_rows=10)
+    elsewhere = MemoryStore()
+
+    built = processes.build(trees, options)
+
+    assert built == [publish_tree(path, root, elsewhere, options) for path, root in trees.items()]
+    assert [subtree.path for subtree in built] == list(trees)
+    assert all(store.has(one.name, one.suffix) for one in elsewhere.objects())
+
+
+def test_a_tree_that_cannot_be_is_refused_wherever_it_is_built(processes: WriterProcesses) -> None:
+    started(processes)
+    names = {
+        b"n%d" % number + b"x" * 100: Node(mode=stat.S_IFREG, content=Content(1, Hash.of(b""))) for number in range(999)
+    }
+    names[b"a/b"] = names[b"n0" + b"x" * 100]
+
+    with pytest.raises(FsError, match="a/b"):
+        processes.build({b"/x": Node(mode=stat.S_IFDIR, children=names)}, CatalogOptions())
 
 
 def test_nothing_is_started_for_little(processes: WriterProcesses) -> None:

@@ -32,7 +32,7 @@ class Described:
 
 def describe(root: Path) -> dict[bytes, Described]:
     """Every entry below *root*, *root* itself as the empty path, by path with a leading slash."""
-    statuses = {path: os.lstat(os.fsencode(root) + path) for path in _paths(os.fsencode(root), b"")}
+    statuses = {path: os.lstat(os.fsencode(root) + path) for path in _paths(os.fsencode(root))}
     names: dict[tuple[int, int], list[bytes]] = defaultdict(list)
     for path, status in statuses.items():
         if not stat.S_ISDIR(status.st_mode):
@@ -45,16 +45,18 @@ def describe(root: Path) -> dict[bytes, Described]:
     return described
 
 
-def _paths(root: bytes, path: bytes) -> Iterator[bytes]:
-    yield path
-    with os.scandir(root + path) as entries:
-        found = list(entries)
-    for entry in found:
-        below = path + b"/" + entry.name
-        if entry.is_dir(follow_symlinks=False):
-            yield from _paths(root, below)
-        else:
+def _paths(root: bytes) -> Iterator[bytes]:
+    yield b""
+    pending = [b""]
+    while pending:
+        path = pending.pop()
+        with os.scandir(root + path) as entries:
+            found = list(entries)
+        for entry in found:
+            below = path + b"/" + entry.name
             yield below
+            if entry.is_dir(follow_symlinks=False):
+                pending.append(below)
 
 
 def _describe(path: bytes, status: os.stat_result, first_name: bytes | None) -> Described:
@@ -97,16 +99,30 @@ def differences(expected: dict[bytes, Described], found: dict[bytes, Described])
 
 def load(root: Path, add: Callable[[bytes, Node], None] = lambda _path, _node: None) -> Node:
     """The tree below *root* as nodes; of contents only the sizes are right, but *add* is told of each regular file."""
-    return _load(os.fsencode(root), {}, add)
+    top = os.fsencode(root)
+    made = {_key(top): _node(top, add)}
+    pending = [(top, made[_key(top)])]
+    while pending:
+        path, directory = pending.pop()
+        for name in os.listdir(path):
+            below = path + b"/" + name
+            key = _key(below)
+            if key not in made:
+                made[key] = _node(below, add)
+                if made[key].is_directory:
+                    pending.append((below, made[key]))
+            directory.children[name] = made[key]
+    return made[_key(top)]
 
 
-def _load(path: bytes, seen: dict[tuple[int, int], Node], add: Callable[[bytes, Node], None]) -> Node:
+def _key(path: bytes) -> tuple[int, int]:
     status = os.lstat(path)
-    key = (status.st_dev, status.st_ino)
-    if key in seen:
-        return seen[key]
+    return status.st_dev, status.st_ino
+
+
+def _node(path: bytes, add: Callable[[bytes, Node], None]) -> Node:
+    status = os.lstat(path)
     node = Node(mode=status.st_mode, uid=status.st_uid, gid=status.st_gid, mtime_ns=status.st_mtime_ns)
-    seen[key] = node
     node.rdev = status.st_rdev
     names = os.listxattr(path, follow_symlinks=False)
     node.xattrs = {os.fsencode(name): os.getxattr(path, name, follow_symlinks=False) for name in names}
@@ -115,6 +131,4 @@ def _load(path: bytes, seen: dict[tuple[int, int], Node], add: Callable[[bytes, 
         add(path, node)
     elif stat.S_ISLNK(status.st_mode):
         node.target = os.readlink(path)
-    elif stat.S_ISDIR(status.st_mode):
-        node.children = {name: _load(path + b"/" + name, seen, add) for name in os.listdir(path)}
     return node

@@ -6,7 +6,6 @@ a sparse file of 10 GiB, and the format's own sizes of chunks.
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 import time
@@ -41,7 +40,7 @@ def work(tmp_path: Path) -> Iterator[Path]:
     yield tmp_path / "work"
     unmount_below(tmp_path)
     if IS_FULL:
-        shutil.rmtree(tmp_path)
+        subprocess.run(["rm", "-rf", tmp_path], check=True)  # which no depth is too much for
 
 
 @pytest.mark.timeout(7200 if IS_FULL else 300)
@@ -63,7 +62,8 @@ def test_what_is_published_is_what_is_mounted(name: str, tmp_path: Path, made_ke
         found = describe(mount.path / "tree")
         expected = describe(source)
         assert differences(expected, found)[:20] == []
-    assert len(expected) == cost["entries"] - cost["catalogs"], "each catalog has a hidden marker"
+    nested = cost["catalogs"] - 1
+    assert len(expected) == cost["entries"] - cost["catalogs"] - nested, "each has a hidden marker; roots count twice"
     assert cost["ingest_peak_mib"] < WORKER_MIB + cost["entries"] // 1000
     cost |= {"check_s": round(checked - began, 1), "compare_s": round(time.monotonic() - checked, 1)}
     print(f"\n{name}: {json.dumps(cost)}")

@@ -105,10 +105,12 @@ class CvmfsLayers:
         if not _present(chain):
             return None
         parent = _parent_of(chain)
-        for kind in (SourceKind.CHAIN_FLAT, SourceKind.CHAIN_LAYER):
-            source = LayerSource(kind, digits)
-            if self._readable(source) is not None:
-                return FoundLayer(source=source, parent_chain_id=parent)
+        flat = LayerSource(SourceKind.CHAIN_FLAT, digits)
+        if self._readable(flat) is not None:
+            return FoundLayer(source=flat, parent_chain_id=parent)
+        # where it leads to is looked at when it is mounted, which few layers ever are: each has catalogs of its own
+        if _present(chain / "layer"):
+            return FoundLayer(source=LayerSource(SourceKind.CHAIN_LAYER, digits), parent_chain_id=parent)
         return None
 
     def _find_layer(self, wanted: WantedLayer) -> FoundLayer | None:

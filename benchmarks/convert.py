@@ -33,11 +33,12 @@ import tempfile
 import time
 import urllib.request
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from benchmarks.processes import cpu_s, family, peak_mib
 from demo.stack import free_port, listens, registry, run, running, started, unmount_below
 
 REPOSITORY = "bench.example.org"
@@ -130,34 +131,6 @@ class Stack:
     def peak_mib(self) -> float:
         """The largest peak of resident memory of any process of the farm."""
         return max(peak_mib(process) for process in family(self.process))
-
-
-def family(process: int) -> Iterator[int]:
-    """A process and all its descendants."""
-    yield process
-    children: list[str] = []
-    with suppress(OSError):
-        for task in Path(f"/proc/{process}/task").iterdir():
-            children += (task / "children").read_text().split()
-    for child in children:
-        yield from family(int(child))
-
-
-def peak_mib(process: int) -> float:
-    """Peak of its resident memory; 0 if it has ended."""
-    with suppress(OSError):
-        for line in Path(f"/proc/{process}/status").read_text().splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) / 1024
-    return 0.0
-
-
-def cpu_s(process: int) -> float:
-    """Processor time of a process and of those of its children that have ended; 0 if it has ended itself."""
-    with suppress(OSError):
-        fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
-        return sum(map(int, fields[11:15])) / os.sysconf("SC_CLK_TCK")
-    return 0.0
 
 
 @contextmanager

@@ -1,10 +1,12 @@
 """Ingest of new contents, beside a bare loop over the same bytes: what this machine could do at best.
 
-The bare loop compresses and hashes (the plain bytes and the result) and stores nothing. Files lie in memory, in
-processes of their own, so that the memory of each is that of one worker and its data.
+The bare loop compresses and hashes (the plain bytes and the result) and stores nothing; it has a thread a worker. One
+worker is the process itself, two are processes that it has started. Files lie in memory.
 """
 
+import itertools
 import json
+import os
 import random
 import resource
 import statistics
@@ -15,6 +17,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from benchmarks.processes import family, peak_mib
 from benchmarks.publish.places import Moment, fresh
 from fs.format.compression import deflate
 from fs.format.hashes import Hash
@@ -88,22 +91,33 @@ def bare(files: Sequence[bytes]) -> None:
             Hash.of(deflate(part))
 
 
-def measure(label: str, threads: int, runs: int, folder: Path) -> dict[str, object]:
+def started(repository: Repository, processes: int) -> None:
+    """Let it begin with all its processes."""
+    for number in itertools.count():
+        ingest(repository, contents(100_000, 1, -number))
+        if sum(1 for _ in family(os.getpid())) > processes:
+            return
+
+
+def measure(label: str, workers: int, runs: int, folder: Path) -> dict[str, object]:
     """One line of the table, of a process that has done nothing else."""
     size, count = SETS[label]
-    stored, limit = [], []
+    stored, limit, peaks = [], [], [0.0]
     for run in range(runs):
         files = contents(size, count, run)
-        repository = fresh(folder)
-        rate(files[: max(1, count // 20)], bare, threads)  # warm
-        limit.append(rate(files, bare, threads))
-        stored.append(rate(files, lambda batch, to=repository: ingest(to, batch), threads))  # type: ignore[misc]
+        processes = workers if workers > 1 else 0
+        repository = fresh(folder, processes=processes)
+        started(repository, processes)
+        rate(files[: max(1, count // 20)], bare, workers)  # warm
+        limit.append(rate(files, bare, workers))
+        stored.append(rate(files, lambda batch, to=repository: ingest(to, batch), workers))  # type: ignore[misc]
+        peaks += [peak_mib(process) for process in family(os.getpid()) if process != os.getpid()]
     pairs = list(zip(limit, stored, strict=True))
     data_mib = size * count / MIB
     wall_s, bare_s = (statistics.median(each.wall_s for each in kind) for kind in (stored, limit))
     return {
         "files": label,
-        "threads": threads,
+        "workers": workers,
         "mib_per_s": round(data_mib / wall_s, 1),
         "files_per_s": round(count / wall_s),
         "bare_mib_per_s": round(data_mib / bare_s, 1),
@@ -112,15 +126,16 @@ def measure(label: str, threads: int, runs: int, folder: Path) -> dict[str, obje
         "bare_cpu_us_a_file": round(statistics.median(each.cpu_s for each in limit) / count * 1e6),
         "part_of_bare_cpu": round(statistics.median(one.cpu_s / other.cpu_s for one, other in pairs), 2),
         "peak_mib_without_data": (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10) - round(data_mib),
+        "peak_mib_of_a_process": round(max(peaks)),
     }
 
 
 def measure_ingest(runs: int) -> list[dict[str, object]]:
-    """One line a set of files and number of threads."""
+    """One line a set of files and number of workers."""
     lines = []
     for label in SETS:
-        for threads in (1, 2):
-            command = [sys.executable, "-m", "benchmarks.publish.ingest", label, str(threads), str(runs)]
+        for workers in (1, 2):
+            command = [sys.executable, "-m", "benchmarks.publish.ingest", label, str(workers), str(runs)]
             done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
             lines.append(json.loads(done.stdout))
     return lines

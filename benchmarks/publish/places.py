@@ -1,27 +1,30 @@
 """Where benchmarks publish."""
 
-import resource
+import os
 import shutil
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from fs.publish.repository import Repository
+from benchmarks.processes import cpu_s, family
+from fs.publish.repository import Repository, Settings
 
 NAME = "bench.example.org"
 
 
-def fresh(folder: Path) -> Repository:
-    """An empty repository in place of the one before."""
+def fresh(folder: Path, *, processes: int = 0) -> Repository:
+    """An empty repository in place of the one before, written with the help of so many processes."""
     for part in ("storage", "keys"):
         shutil.rmtree(folder / part, ignore_errors=True)
     (folder / "keys").mkdir()
-    return Repository.create(NAME, str(folder / "storage"), folder / "keys")
+    return Repository.create(
+        NAME, str(folder / "storage"), folder / "keys", settings=Settings(writer_processes=processes)
+    )
 
 
 @dataclass(frozen=True, slots=True)
 class Moment:
-    """A time on two clocks: the wall's, and this process's own, which other programs hardly disturb."""
+    """A time on two clocks: the wall's, and the one of this process and its children, which other programs hardly disturb."""
 
     wall_s: float
     cpu_s: float
@@ -29,8 +32,7 @@ class Moment:
     @classmethod
     def now(cls) -> "Moment":
         """This moment."""
-        used = resource.getrusage(resource.RUSAGE_SELF)
-        return cls(time.perf_counter(), used.ru_utime + used.ru_stime)
+        return cls(time.perf_counter(), sum(map(cpu_s, family(os.getpid()))))
 
     def since(self, earlier: "Moment") -> "Moment":
         """What has passed since *earlier*."""

@@ -1,7 +1,8 @@
 """File contents become objects, large ones in chunks that are cut where their contents say."""
 
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
 from typing import Self
 
@@ -16,6 +17,7 @@ EMPTY_OBJECT = bytes.fromhex("789c030000000001")
 """The zlib stream of no bytes, the same in every repository. Source: CernVM-FS 2.12, catalog_balancer_impl.h."""
 
 _READ_BYTES = 1 << 20
+_CHUNKS_AHEAD = 2
 
 
 class Ingester:
@@ -68,17 +70,22 @@ class Ingester:
         Raises:
             FsError: *read* ends before *size* bytes.
         """
-        pieces = self._pieces(read, size)
-        piece: tuple[int, bytes] | None = next(pieces)
-        if piece is not None and len(piece[1]) == size:
-            return self._whole(piece[1])
         chunks: list[Chunk] = []
-        with ThreadPoolExecutor(1, "chunks") as storing:
-            while piece is not None:
-                offset, data = piece
-                name = storing.submit(self._object, data, Suffix.CHUNK)
-                piece = next(pieces, None)  # is read and cut while the one before is compressed and written
-                chunks.append(Chunk(offset, len(data), name.result()))
+        under_way: deque[tuple[int, int, Future[Hash]]] = deque()
+
+        def finish_one() -> None:
+            offset, length, name = under_way.popleft()
+            chunks.append(Chunk(offset, length, name.result()))
+
+        with ThreadPoolExecutor(_CHUNKS_AHEAD, "chunks") as storing:
+            for offset, data in self._pieces(read, size):  # the next one is cut while others are compressed
+                if len(data) == size:
+                    return self._whole(data)
+                if len(under_way) == _CHUNKS_AHEAD:
+                    finish_one()
+                under_way.append((offset, len(data), storing.submit(self._object, data, Suffix.CHUNK)))
+            while under_way:
+                finish_one()
         return Content(size, None, tuple(chunks), self.codec.compression)
 
     def _pieces(self, read: Callable[[int], bytes], size: int) -> Iterator[tuple[int, bytes]]:

@@ -24,7 +24,7 @@ _WHOLE_BYTES = 1 << 20
 """Files up to this size are handed on in one piece, larger ones as a stream."""
 
 _PIECES_AHEAD = 4  # of the tar, up to a MiB each
-_BATCH_BYTES, _BATCH_FILES = 1 << 20, 64
+_BATCH_BYTES, _BATCH_FILES = 1 << 20, 256
 _BATCHES_AHEAD = 4
 _STORING_THREADS = 2
 

@@ -25,7 +25,7 @@ from fs.publish.ingest import Ingester
 from fs.publish.repository import Repository
 
 MIB = 1 << 20
-_BATCH_FILES, _BATCH_BYTES = 64, MIB
+_BATCH_FILES, _BATCH_BYTES = 256, MIB
 SETS = {
     "2 KiB": (2048, 8000),
     "16 KiB": (16 << 10, 4000),

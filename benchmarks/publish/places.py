@@ -24,7 +24,7 @@ def fresh(folder: Path, *, processes: int = 0) -> Repository:
 
 @dataclass(frozen=True, slots=True)
 class Moment:
-    """A time on two clocks: the wall's, and the one of this process and its children, which other programs hardly disturb."""
+    """A time on two clocks: the wall's, and that of this process and its children, which others hardly disturb."""
 
     wall_s: float
     cpu_s: float

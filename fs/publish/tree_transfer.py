@@ -1,4 +1,4 @@
-"""Trees on their way to another process of this program: a third of pickle's time, and none is too deep for it."""
+"""Trees on their way to another process of this program: in half of pickle's time, and none is too deep for it."""
 
 import marshal
 from collections.abc import Sequence

@@ -19,7 +19,7 @@ import sys
 import threading
 import time
 import weakref
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
@@ -250,10 +250,14 @@ class _Process:
             return answer
         raise answer
 
-    def end(self) -> None:
-        """End it, if it has not ended, and let the kernel forget it."""
+    def close(self) -> None:
+        """Let it end."""
         self._orders.close()
         self._answers.close()
+
+    def end(self) -> None:
+        """End it, if it has not ended, and let the kernel forget it."""
+        self.close()
         try:
             self._process.wait(_END_TIMEOUT_S)
         except subprocess.TimeoutExpired:
@@ -261,10 +265,13 @@ class _Process:
             self._process.wait()
 
 
-def _end(groups: Iterable[list[_Process]]) -> None:
+def _end(groups: Sequence[list[_Process]]) -> None:
+    processes = [process for group in groups for process in group]
+    for process in processes:
+        process.close()
+    for process in processes:
+        process.end()
     for group in groups:
-        for process in group:
-            process.end()
         group.clear()
 
 

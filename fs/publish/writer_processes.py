@@ -13,6 +13,8 @@ storage in directories: at servers one waits for the network, which threads do a
 
 import fcntl
 import multiprocessing
+import os
+import select
 import signal
 import subprocess
 import sys
@@ -166,6 +168,8 @@ class WriterProcesses:
             yield process
         finally:
             if process is not None:
+                if process.owes_an_answer:  # whoever asked was interrupted
+                    self._lose(process, TimeoutError("nobody waits for its answer"))
                 with self._changed:
                     if process in self._busy:
                         self._busy.remove(process)
@@ -218,6 +222,8 @@ class _Process:
         self._answers, answers = multiprocessing.Pipe(duplex=False)
         with suppress(OSError):  # then it is as large as the machine's owner allows
             fcntl.fcntl(orders, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
+        os.set_blocking(self._orders.fileno(), False)
+        self.owes_an_answer = False
         with orders, answers:
             numbers = [orders.fileno(), answers.fileno()]
             command = [sys.executable, "-P", "-c", f"from {__name__} import main; main()", *map(str, numbers)]
@@ -241,11 +247,13 @@ class _Process:
             EOFError, ConnectionError, TimeoutError: it has died, or is about to be given up.
             OSError, FsError: it could not store them.
         """
-        self._orders.send(task)
-        self._orders.send_bytes(data)
+        self.owes_an_answer = True
+        self._orders.send((task, len(data)))  # which has room in an empty pipe
+        _write(self._orders.fileno(), data)
         if not self._answers.poll(_ANSWER_TIMEOUT_S):
-            raise TimeoutError(f"no answer in {_ANSWER_TIMEOUT_S:.0f} s")
+            raise TimeoutError(f"no answer in {_ANSWER_TIMEOUT_S:g} s")
         answer: _Answer | OSError | FsError = self._answers.recv()
+        self.owes_an_answer = False
         if isinstance(answer, _Answer):
             return answer
         raise answer
@@ -263,6 +271,30 @@ class _Process:
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
+
+
+def _write(descriptor: int, data: Buffer) -> None:
+    """All of *data* into a pipe that does not block. Raises TimeoutError if its reader reads nothing for long."""
+    rest = memoryview(data)
+    room = select.poll()
+    room.register(descriptor, select.POLLOUT)
+    while rest:
+        if not room.poll(_ANSWER_TIMEOUT_S * 1000):
+            raise TimeoutError(f"nothing was read in {_ANSWER_TIMEOUT_S:g} s")
+        with suppress(BlockingIOError):
+            rest = rest[os.write(descriptor, rest) :]
+
+
+def _read(descriptor: int, size: int) -> memoryview:
+    """The next *size* bytes of a pipe. Raises EOFError if it ends before."""
+    data = memoryview(bytearray(size))
+    got = 0
+    while got < size:
+        count = os.readv(descriptor, [data[got:]])
+        if not count:
+            raise EOFError
+        got += count
+    return data
 
 
 def _end(groups: Sequence[list[_Process]]) -> None:
@@ -286,8 +318,8 @@ def _serve(orders: "Connection[Any]", answers: "Connection[Any]") -> None:
         while True:
             if not orders.poll(_IDLE_S):
                 index.flush()
-            task: _Pack | _Build = orders.recv()
-            answers.send(_answer(task, packer, store, memoryview(orders.recv_bytes())))
+            task, size = orders.recv()
+            answers.send(_answer(task, packer, store, _read(orders.fileno(), size)))
     index.close()
 
 

@@ -136,19 +136,40 @@ def test_who_was_killed_is_replaced_and_nothing_is_missing(
     assert not set(pids) & set(started(processes))
 
 
-def test_one_that_does_not_answer_is_given_up(processes: WriterProcesses, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("size", [70_000, 4 << 20])
+def test_one_that_does_not_answer_is_given_up(
+    processes: WriterProcesses, monkeypatch: pytest.MonkeyPatch, size: int
+) -> None:
     monkeypatch.setattr("fs.publish.writer_processes._ANSWER_TIMEOUT_S", 0.2)
     monkeypatch.setattr("fs.publish.writer_processes._END_TIMEOUT_S", 0.2)
     pids = started(processes)
     for pid in pids:
         os.kill(pid, signal.SIGSTOP)
 
-    [name] = processes.objects([bytes(70_000)], Suffix.PLAIN)
+    [name] = processes.objects([bytes(size)], Suffix.PLAIN)
 
-    assert name == Packer(MemoryStore(), DedupIndex(None), CODEC).objects([bytes(70_000)], Suffix.PLAIN)[0]
+    assert name == Packer(MemoryStore(), DedupIndex(None), CODEC).objects([bytes(size)], Suffix.PLAIN)[0]
     for pid in pids:
         if not has_ended(pid):
             os.kill(pid, signal.SIGCONT)
+
+
+def test_whoever_is_interrupted_leaves_no_answer_for_the_next(
+    processes: WriterProcesses, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started(processes)
+
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr("fs.publish.writer_processes._write", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            processes.objects([bytes(70_000)], Suffix.PLAIN)
+
+    names = [processes.objects([data, bytes(70_000)], Suffix.PLAIN)[0] for data in FILES]
+    alone = Packer(MemoryStore(), DedupIndex(None), CODEC)
+    assert names == [alone.objects([data], Suffix.PLAIN)[0] for data in FILES]
 
 
 def test_what_the_disk_refuses_is_raised(processes: WriterProcesses, store: LocalStore) -> None:

@@ -3,6 +3,7 @@
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import chain
 from types import TracebackType
 from typing import Self
 
@@ -70,6 +71,10 @@ class Ingester:
         Raises:
             FsError: *read* ends before *size* bytes.
         """
+        pieces = self._pieces(read, size)
+        first = next(pieces)
+        if len(first[1]) == size:
+            return self._whole(first[1])
         chunks: list[Chunk] = []
         under_way: deque[tuple[int, int, Future[Hash]]] = deque()
 
@@ -78,9 +83,7 @@ class Ingester:
             chunks.append(Chunk(offset, length, name.result()))
 
         with ThreadPoolExecutor(_CHUNKS_AHEAD, "chunks") as storing:
-            for offset, data in self._pieces(read, size):  # the next one is cut while others are compressed
-                if len(data) == size:
-                    return self._whole(data)
+            for offset, data in chain((first,), pieces):  # the next one is cut while others are compressed
                 if len(under_way) == _CHUNKS_AHEAD:
                     finish_one()
                 under_way.append((offset, len(data), storing.submit(self._object, data, Suffix.CHUNK)))

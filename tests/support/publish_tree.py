@@ -8,7 +8,7 @@ import json
 import os
 import sys
 import time
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from fs.format.chunking import ChunkSizes
@@ -20,6 +20,7 @@ from fs.publish.repository import Repository, Settings
 from tests.support.trees import load
 
 THREADS = 2
+AT_ONCE = 1000
 
 
 def add_file(ingester: Ingester, path: bytes) -> Content:
@@ -45,12 +46,15 @@ def main() -> None:
     repository = Repository.open(name, storage, Path(keys), settings=Settings(codec=codec))
     ingester = repository.ingester()
     began = time.monotonic()
+    files: list[tuple[bytes, Node]] = []
+    tree = load(Path(source), lambda file, node: files.append((file, node)))
     with ThreadPoolExecutor(THREADS) as pool:
-        jobs: list[tuple[Node, Future[Content]]] = []
-        tree = load(Path(source), lambda file, node: jobs.append((node, pool.submit(add_file, ingester, file))))
-        for node, job in jobs:
-            node.content = job.result()
-    jobs.clear()
+        for start in range(0, len(files), AT_ONCE):
+            part = files[start : start + AT_ONCE]
+            contents = pool.map(lambda file: add_file(ingester, file[0]), part)
+            for (_, node), content in zip(part, contents, strict=True):
+                node.content = content
+    files.clear()
     ingested, ingest_mib = time.monotonic(), peak_mib()
     subtree = repository.prepare_subtree(path.encode(), tree)
     prepared = time.monotonic()

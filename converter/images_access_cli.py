@@ -45,7 +45,7 @@ def reading(storage: str | None, url: list[str] | None, pubkey: Path | None, con
     """The repository that options, variables or the configuration name."""
     from fs.format.trust import TrustedWhitelist, load_public_keys
     from fs.format.whitelist import MAX_WHITELIST_BYTES
-    from fs.publish.repository import read_whitelist
+    from fs.publish.published import read_whitelist
     from fs.publish.revisions import view_of
     from fs.publish.signing import WHITELIST
     from fs.repo_cli import opened_source

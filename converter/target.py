@@ -4,7 +4,8 @@ from typing import TYPE_CHECKING
 
 from pydantic import SecretStr
 
-from fs.publish.repository import Repository, read_manifest
+from fs.publish.published import read_manifest
+from fs.publish.repository import Repository
 from fs.runtime.errors import UsageError
 from fs.store.places import open_storage
 

@@ -25,7 +25,8 @@ from converter.processes import ChildProgram, Supervisor, wait_for
 from converter.wishlist import parse_wishlist
 from converter.wishlist_file import read_wishlist
 from fs.errors import AbsentError
-from fs.publish.repository import Repository, read_manifest
+from fs.publish.published import read_manifest
+from fs.publish.repository import Repository
 from fs.store.local import LocalStore
 
 _log = structlog.get_logger()

@@ -140,7 +140,7 @@ def _opened(
     """The repository that the options name. A directory is believed without a key, as its owner's."""
     from fs.client.library import Options, open_repository
     from fs.client.repository import Selection
-    from fs.publish.repository import read_manifest, read_tags
+    from fs.publish.published import read_manifest, read_tags
     from fs.runtime.logs import configure_logging
     from fs.store.proxies import ProxyGroups
     from fs.store.remote import open_remote

@@ -31,7 +31,7 @@ from fs.format.bundle import (
     object_path,
     parse_bundle_path,
 )
-from fs.publish.repository import MANIFEST, read_manifest
+from fs.publish.published import MANIFEST, read_manifest
 from fs.store.local import LocalStore
 
 _OBJECT = re.compile(r"data/[0-9a-f]{2}/[0-9a-f]{38}(?:-rmd160|-shake128)?[CHLMPX]?")

@@ -41,7 +41,7 @@ def preload(
         from fs.client.library import Options, open_repository
         from fs.client.profile import read_profile
         from fs.client.repository import Selection
-        from fs.publish.repository import read_manifest
+        from fs.publish.published import read_manifest
         from fs.runtime.logs import configure_logging
         from fs.store.proxies import ProxyGroups
         from fs.store.remote import open_remote

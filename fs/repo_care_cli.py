@@ -63,7 +63,7 @@ def gc(
     from fs.publish.gc import GcOptions, collect
     from fs.publish.keepers import keeper_of
     from fs.publish.keys import load_keys
-    from fs.publish.repository import read_manifest
+    from fs.publish.published import read_manifest
     from fs.publish.revisions import named_revision
     from fs.store.places import open_storage
 
@@ -123,7 +123,8 @@ def rollback(
     Example: unpackd repo rollback --storage /srv/unpacked --keys /etc/unpackd/keys before-cleaning
     """
     from fs.publish.keepers import keeper_of
-    from fs.publish.repository import Repository, Settings, read_manifest
+    from fs.publish.published import read_manifest
+    from fs.publish.repository import Repository, Settings
     from fs.publish.revisions import named_revision
     from fs.store.places import open_storage
 

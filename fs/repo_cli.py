@@ -81,7 +81,7 @@ def serve(
     import uvicorn
 
     from fs.origin import origin_app
-    from fs.publish.repository import read_manifest
+    from fs.publish.published import read_manifest
     from fs.runtime.logs import configure_logging
     from fs.runtime.serving import listening_socket
     from fs.store.local import LocalStore
@@ -221,7 +221,8 @@ def name_revision(
     Example: unpackd repo tag --storage /srv/unpacked --keys /etc/unpackd/keys before-cleaning
     """
     from fs.publish.keepers import keeper_of
-    from fs.publish.repository import Repository, Settings, read_tags
+    from fs.publish.published import read_tags
+    from fs.publish.repository import Repository, Settings
 
     with command_errors(as_json=as_json), opened_source(storage, url, pubkey) as (store, manifest):
         if name is None:
@@ -250,7 +251,7 @@ def history(
     """
     from itertools import islice
 
-    from fs.publish.repository import read_tags
+    from fs.publish.published import read_tags
     from fs.publish.revisions import revisions
 
     with command_errors(as_json=as_json), opened_source(storage, url, pubkey) as (store, manifest):
@@ -311,7 +312,7 @@ def opened_source(
 ) -> "Iterator[tuple[ReadStore, Manifest]]":
     """The store that the options name, and its newest manifest; verified if it is remote, or if there is a key."""
     from fs.format.trust import load_public_keys
-    from fs.publish.repository import read_manifest
+    from fs.publish.published import read_manifest
     from fs.publish.revisions import verified_manifest
 
     if url and pubkey is None:
@@ -358,7 +359,7 @@ def _facts(store: "ReadStore", manifest: "Manifest") -> dict[str, Any]:
     from contextlib import closing
 
     from fs.format.catalog import Catalog, connect_bytes
-    from fs.publish.repository import read_tags, read_whitelist
+    from fs.publish.published import read_tags, read_whitelist
     from fs.publish.signing import expiry_warnings, published_certificate_expires
     from fs.publish.view import CatalogCache
 

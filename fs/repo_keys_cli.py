@@ -23,7 +23,8 @@ def resign(storage: Storage, keys: KeysDirectory, as_json: Json = False) -> None
 
     Example: unpackd repo resign --storage /srv/unpacked --keys /etc/unpackd/keys
     """
-    from fs.publish.repository import Repository, read_manifest
+    from fs.publish.published import read_manifest
+    from fs.publish.repository import Repository
     from fs.store.places import open_storage
 
     with command_errors(as_json=as_json):
@@ -41,7 +42,8 @@ def rotate(storage: Storage, keys: KeysDirectory, leases: Leases = None, as_json
     Example: unpackd repo rotate-key --storage /srv/unpacked --keys /etc/unpackd/keys
     """
     from fs.publish.keepers import keeper_of
-    from fs.publish.repository import Settings, read_manifest
+    from fs.publish.published import read_manifest
+    from fs.publish.repository import Settings
     from fs.publish.rotation import rotate_key
     from fs.store.places import open_storage
 

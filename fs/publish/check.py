@@ -11,15 +11,14 @@ from contextlib import closing
 from dataclasses import dataclass, field
 from datetime import datetime
 from itertools import islice
-from typing import TypeVar, cast
+from typing import TypeVar
 
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
-from isal import isal_zlib
 
 from fs.errors import CorruptError, FsError, NotTrustedError
 from fs.format.catalog import Catalog, NestedReference, connect_bytes
-from fs.format.compression import Compression, inflate
+from fs.format.compression import Compression, Inflater, inflate
 from fs.format.hashes import Hash, Suffix
 from fs.format.history import History, Tag
 from fs.format.manifest import MAX_MANIFEST_BYTES, Manifest
@@ -37,7 +36,7 @@ from fs.publish.check_catalog import (
     check_transition,
     shown,
 )
-from fs.publish.repository import MANIFEST, MAX_REFLOG_BYTES, REFLOG, read_history
+from fs.publish.published import MANIFEST, MAX_REFLOG_BYTES, REFLOG, read_history
 from fs.publish.signing import WHITELIST, expiry_warnings
 from fs.publish.view import MAX_CATALOG_BYTES, MAX_STORED_BYTES
 from fs.store.base import ReadStore
@@ -47,7 +46,6 @@ T = TypeVar("T")
 _PIECE_BYTES = 1 << 20
 _MAX_SMALL_BYTES = 1 << 20
 _BATCH = 64
-_IsalError = cast("type[Exception]", isal_zlib.error)  # the stubs call it an instance
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -322,43 +320,20 @@ def verify_object(store: ReadStore, use: ObjectUse) -> int:
     """
     hasher = use.hash.algorithm.hasher()
     shown_name = f"{use.hash}{use.suffix.value}"
-    size = _PlainSize(use.compression)
-    stored_bytes = 0
+    inflater = Inflater(shown_name, piece_bytes=_PIECE_BYTES) if use.compression is Compression.ZLIB else None
+    size = stored_bytes = 0
     with store.open(use.hash, use.suffix) as stream:
         while piece := stream.read(_PIECE_BYTES):
             hasher.update(piece)
             stored_bytes += len(piece)
-            try:
-                size.feed(piece, use.size)
-            except _IsalError as error:
-                raise CorruptError(shown_name, f"not a zlib stream ({error})") from error
+            for part in (piece,) if inflater is None else inflater.feed(piece):
+                size += len(part)
+                if size > use.size:  # whatever a stream blows itself up to
+                    raise CorruptError(shown_name, f"it holds {size} bytes or more instead of {use.size}")
     if Hash.finish(hasher, use.hash.algorithm) != use.hash:
         raise CorruptError(shown_name)
-    if not size.is_complete:
-        raise CorruptError(shown_name, "its zlib stream does not end where the object ends")
-    if size.total != use.size:
-        raise CorruptError(shown_name, f"it holds {size.total} bytes or more instead of {use.size}")
+    if inflater is not None:
+        inflater.finish()
+    if size != use.size:
+        raise CorruptError(shown_name, f"it holds {size} bytes instead of {use.size}")
     return stored_bytes
-
-
-class _PlainSize:
-    """Counts the plain bytes of an object without keeping them."""
-
-    def __init__(self, compression: Compression) -> None:
-        self._decoder = isal_zlib.decompressobj() if compression is Compression.ZLIB else None
-        self.total = 0
-
-    def feed(self, piece: bytes, enough: int) -> None:
-        """Count what *piece* holds; not much further than *enough*, whatever a stream blows itself up to."""
-        if self._decoder is None:
-            self.total += len(piece)
-            return
-        rest = piece
-        while rest and self.total <= enough and not self._decoder.eof:
-            self.total += len(self._decoder.decompress(rest, _PIECE_BYTES))
-            rest = self._decoder.unconsumed_tail
-
-    @property
-    def is_complete(self) -> bool:
-        """True if the stream ended, with nothing behind it."""
-        return self._decoder is None or (self._decoder.eof and not self._decoder.unused_data)

@@ -31,8 +31,9 @@ from fs.publish.keys import Keys
 from fs.publish.leases import LeaseKeeper, holder, holding
 from fs.publish.lock import exclusive
 from fs.publish.marks import Marks, parents_first, read_catalog
+from fs.publish.published import MANIFEST, MAX_REFLOG_BYTES, REFLOG, read_manifest, read_tags
 from fs.publish.replica_state import ReplicaState, Scope
-from fs.publish.repository import DEFAULT_TIMEOUT_S, MANIFEST, MAX_REFLOG_BYTES, REFLOG, read_manifest, read_tags
+from fs.publish.repository import DEFAULT_TIMEOUT_S
 from fs.publish.revisions import Revision, revisions
 from fs.store.base import REFRESH_AFTER_S, StoredObject, TendedStore
 

@@ -163,6 +163,10 @@ class Packing(Protocol):
         """Let other processes know what was stored."""
         ...
 
+    def close(self) -> None:
+        """Give back what it holds; it is not to be used any more."""
+        ...
+
 
 class Packer:
     """Makes objects in the thread that asks for them."""
@@ -195,6 +199,10 @@ class Packer:
     def flush(self) -> None:
         """See Packing."""
         self._index.flush()
+
+    def close(self) -> None:
+        """See Packing."""
+        self._index.close()
 
     def _made(self, data: Buffer, suffix: Suffix) -> _Stored:
         stored: Buffer = data

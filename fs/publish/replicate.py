@@ -32,15 +32,9 @@ from fs.format.signature import SignedText
 from fs.format.trust import TrustedWhitelist, named_certificate
 from fs.format.whitelist import MAX_WHITELIST_BYTES
 from fs.publish.lock import exclusive
+from fs.publish.published import MANIFEST, MASTER_REPLICA, MAX_HISTORY_BYTES, MAX_REFLOG_BYTES, REFLOG
 from fs.publish.replica_state import ReplicaState, Scope
-from fs.publish.repository import (
-    DEFAULT_TIMEOUT_S,
-    MANIFEST,
-    MASTER_REPLICA,
-    MAX_HISTORY_BYTES,
-    MAX_REFLOG_BYTES,
-    REFLOG,
-)
+from fs.publish.repository import DEFAULT_TIMEOUT_S
 from fs.publish.signing import WHITELIST
 from fs.publish.transfers import Crew, SpoolReceiver
 from fs.publish.view import MAX_CATALOG_BYTES

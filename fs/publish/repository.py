@@ -2,7 +2,6 @@
 
 import json
 import re
-import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -14,15 +13,14 @@ from pathlib import Path
 
 from fs.errors import AbsentError, FsError, RefusedError
 from fs.format.catalog import DEFAULT_TTL_S, DIRECTORY_SIZE, Entry, connect_bytes
-from fs.format.compression import deflate, deflate_classic, inflate
+from fs.format.compression import deflate_classic
 from fs.format.hashes import Algorithm, Hash, Suffix
-from fs.format.history import MAGIC_TAGS, TRUNK, TRUNK_PREVIOUS, History, Tag, check_tag_name, create_history
+from fs.format.history import MAGIC_TAGS, TRUNK, Tag, check_tag_name
 from fs.format.manifest import MAX_MANIFEST_BYTES, Manifest
 from fs.format.paths import ROOT
-from fs.format.reflog import ReferenceType, add_references, create_reflog, references
-from fs.format.signature import SignedText
+from fs.format.reflog import ReferenceType, references
 from fs.format.tree import Content, Node
-from fs.format.whitelist import MAX_WHITELIST_BYTES, Whitelist
+from fs.format.whitelist import Whitelist
 from fs.publish.catalogs import CatalogOptions, StoredCatalog, Subtree, publish_tree, store_catalog
 from fs.publish.draft import Draft
 from fs.publish.group import Group, Request
@@ -32,9 +30,19 @@ from fs.publish.leases import DEFAULT_LIFETIME_S, HeldLease, LeaseKeeper, holder
 from fs.publish.lock import exclusive
 from fs.publish.operations import Operation, RequireRevision
 from fs.publish.packing import Codec, DedupIndex, Packer, Packing
+from fs.publish.published import (
+    MANIFEST,
+    MASTER_REPLICA,
+    MAX_REFLOG_BYTES,
+    REFLOG,
+    next_history,
+    next_reflog,
+    read_manifest,
+    read_tags,
+    read_whitelist,
+)
 from fs.publish.signers import Digest
 from fs.publish.signing import (
-    WHITELIST,
     WHITELIST_LIFETIME,
     expiry_warnings,
     fingerprint,
@@ -45,17 +53,11 @@ from fs.publish.signing import (
 from fs.publish.transaction import Base, Transaction, apply_all
 from fs.publish.view import CatalogCache, View
 from fs.publish.writer_processes import WriterProcesses
-from fs.store.base import ReadStore, Store
+from fs.store.base import Store
 from fs.store.local import LocalStore
 from fs.store.places import Storage, open_storage
 
-MANIFEST = ".cvmfspublished"
-REFLOG = ".cvmfsreflog"
-MASTER_REPLICA = ".cvmfs_master_replica"
-
 DEFAULT_TIMEOUT_S = 60.0
-MAX_HISTORY_BYTES = 1 << 28
-MAX_REFLOG_BYTES = 1 << 30
 
 _WARN_EVERY_S = 6 * 3600
 _NAME = re.compile(r"[A-Za-z0-9._-]{1,60}")
@@ -492,7 +494,9 @@ class Repository:
         """Store history and reflog, then swap the manifest in: until then nothing is visible."""
         algorithm = manifest.root_catalog.algorithm
         certificate = self._put_classic(self._keys.certificate_pem, Suffix.CERTIFICATE, algorithm)
-        history = self._store_history(manifest, tags, removed)
+        history_bytes = next_history(self._store, manifest, tags, removed)
+        history = Hash.of(history_bytes, algorithm)
+        self._store.put(history, Suffix.HISTORY, history_bytes)
         known = [
             (ReferenceType.CATALOG, manifest.root_catalog),
             (ReferenceType.CERTIFICATE, certificate),
@@ -500,7 +504,8 @@ class Repository:
             (ReferenceType.METAINFO, manifest.metainfo),
         ]
         now_s = self._now_ns(manifest) // 1_000_000_000
-        old_reflog, reflog = self._next_reflog([(kind, name) for kind, name in known if name is not None], now_s)
+        references_now = [(kind, name) for kind, name in known if name is not None]
+        old_reflog, reflog = next_reflog(self._store, self.name, references_now, now_s)
         published = replace(
             manifest,
             certificate=certificate,
@@ -517,47 +522,6 @@ class Repository:
         self._store.swap_named(REFLOG, reflog, expected=old_reflog)
         self._store.swap_named(MANIFEST, envelope, expected=self._base)
         self._base = envelope
-
-    def _store_history(self, manifest: Manifest, tags: Sequence[Tag], removed: str | None) -> Hash:
-        if manifest.history is None:
-            connection = sqlite3.connect(":memory:", isolation_level=None)
-            create_history(connection, self.name)
-        else:
-            connection = connect_bytes(read_history(self._store, manifest.history))
-            connection.execute("PRAGMA query_only=OFF")
-        try:
-            history = History(connection)
-            before = history.tag(TRUNK)
-            for tag in tags:
-                if tag.name == TRUNK and before is not None:
-                    history.put(replace(before, name=TRUNK_PREVIOUS, description=MAGIC_TAGS[TRUNK_PREVIOUS]))
-                history.put(tag)
-            if removed is not None:
-                history.remove(removed)
-            if manifest.history is not None:
-                history.set_previous(manifest.history)
-            stored = deflate(connection.serialize())
-        finally:
-            connection.close()
-        name = Hash.of(stored, manifest.root_catalog.algorithm)
-        self._store.put(name, Suffix.HISTORY, stored)
-        return name
-
-    def _next_reflog(self, published: Sequence[tuple[ReferenceType, Hash]], now_s: int) -> tuple[bytes | None, bytes]:
-        """The reflog as it is and as it will be."""
-        old: bytes | None = None
-        try:
-            old = self._store.read_named(REFLOG, limit_bytes=MAX_REFLOG_BYTES)
-            connection = connect_bytes(old)
-            connection.execute("PRAGMA query_only=OFF")
-        except AbsentError:
-            connection = sqlite3.connect(":memory:", isolation_level=None)
-            create_reflog(connection, self.name)
-        try:
-            add_references(connection, published, now_s)
-            return old, connection.serialize()
-        finally:
-            connection.close()
 
     def _keep(self, algorithm: Algorithm, database: bytes) -> StoredCatalog:
         stored = store_catalog(database, self._store, algorithm=algorithm, level=self._settings.catalogs.level)
@@ -582,38 +546,6 @@ def _refuse_if_there(place: Storage) -> None:
     with suppress(AbsentError):
         place.store.read_named(MANIFEST, limit_bytes=MAX_MANIFEST_BYTES)
         raise RefusedError(f"there is a repository in {place.shown} already")
-
-
-def read_manifest(store: ReadStore) -> Manifest:
-    """The newest manifest in *store*. Raises AbsentError, MalformedError, NotTrustedError."""
-    try:
-        envelope = store.read_named(MANIFEST, limit_bytes=MAX_MANIFEST_BYTES)
-    except AbsentError as error:
-        raise AbsentError(f"there is no repository: {error}") from error
-    return Manifest.parse(SignedText.parse(envelope).text)
-
-
-def read_whitelist(store: ReadStore) -> Whitelist:
-    """What the whitelist says; its signature is not looked at. Raises AbsentError, MalformedError, NotTrustedError."""
-    envelope = store.read_named(WHITELIST, limit_bytes=MAX_WHITELIST_BYTES)
-    return Whitelist.parse(SignedText.parse(envelope).text)
-
-
-def read_history(store: ReadStore, name: Hash) -> bytes:
-    """The database of the history object *name*. Raises AbsentError, CorruptError, RefusedError."""
-    stored = store.get(name, Suffix.HISTORY, limit_bytes=MAX_HISTORY_BYTES)
-    return inflate(stored, limit_bytes=MAX_HISTORY_BYTES, name=f"{name}H")
-
-
-def read_tags(store: ReadStore, manifest: Manifest) -> list[Tag]:
-    """The named tags that *manifest* knows, newest revision first."""
-    if manifest.history is None:
-        return []
-    connection = connect_bytes(read_history(store, manifest.history))
-    try:
-        return History(connection).tags()
-    finally:
-        connection.close()
 
 
 def _settle(changed: Mapping[_Request, bool], revision: int, root: Hash, *, is_new: bool) -> None:

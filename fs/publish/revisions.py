@@ -15,7 +15,7 @@ from fs.format.manifest import MAX_MANIFEST_BYTES, Manifest
 from fs.format.signature import SignedText
 from fs.format.trust import TrustedWhitelist, named_certificate
 from fs.format.whitelist import MAX_WHITELIST_BYTES
-from fs.publish.repository import MANIFEST, read_tags
+from fs.publish.published import MANIFEST, read_tags
 from fs.publish.signing import WHITELIST
 from fs.publish.view import CatalogCache, View
 from fs.store.base import ReadStore

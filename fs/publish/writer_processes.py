@@ -144,8 +144,9 @@ class WriterProcesses:
         self._here.flush()
 
     def close(self) -> None:
-        """End the processes."""
+        """See Packing."""
         self._end()
+        self._here.close()
 
     def _asked(self, task: _Pack | _Build, data: Buffer) -> _Answer | None:
         """What a process answers; None if there is none to ask."""
@@ -311,16 +312,15 @@ def _serve(orders: "Connection[Any]", answers: "Connection[Any]") -> None:
     """Be one of the processes, until whoever started it closes the pipes."""
     order: _Order = orders.recv()
     store = LocalStore(order.storage, durable=order.durable)
-    index = DedupIndex(order.index)
-    packer = Packer(store, index, order.codec)
+    packer = Packer(store, DedupIndex(order.index), order.codec)
     answers.send_bytes(_THERE)
     with suppress(EOFError, ConnectionError):
         while True:
             if not orders.poll(_IDLE_S):
-                index.flush()
+                packer.flush()
             task, size = orders.recv()
             answers.send(_answer(task, packer, store, _read(orders.fileno(), size)))
-    index.close()
+    packer.close()
 
 
 def _answer(task: _Pack | _Build, packer: Packer, store: LocalStore, data: memoryview) -> _Answer | Exception:

@@ -20,7 +20,8 @@ from fs.publish.check import CheckOptions, check_repository
 from fs.publish.gc import DAY_S, GcOptions, GcReport, collect
 from fs.publish.keys import load_keys
 from fs.publish.operations import Graft, Remove
-from fs.publish.repository import Repository, Settings, read_manifest
+from fs.publish.published import read_manifest
+from fs.publish.repository import Repository, Settings
 from fs.publish.revisions import revisions, view_of
 from fs.store.base import StoredObject
 from fs.store.local import LocalStore

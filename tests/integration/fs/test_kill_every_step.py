@@ -20,7 +20,8 @@ from fs.format.trust import load_public_keys
 from fs.publish.check import CheckOptions, check_repository
 from fs.publish.marks import read_catalog
 from fs.publish.operations import Remove
-from fs.publish.repository import MANIFEST, Repository, read_manifest, read_whitelist
+from fs.publish.published import MANIFEST, read_manifest, read_whitelist
+from fs.publish.repository import Repository
 from fs.store.local import LocalStore
 from tests.support.mortal import NAME, Mortals, contents, image, make_old, mortals, turn
 

@@ -101,6 +101,16 @@ def miscount_below(draft: Draft) -> None:
     draft.subtree["symlink"] += 1
 
 
+@pytest.mark.parametrize("size", [(1 << 20) - 1, 1 << 20, 1 << 22, (1 << 22) + 1])
+def test_an_object_that_ends_where_a_piece_does_is_whole(
+    make_repository: Callable[..., Repository], tmp_path: Path, size: int
+) -> None:
+    repository = make_repository()
+    repository.commit([PutFile(b"/zeros", repository.ingester().add_bytes(bytes(size)))])
+
+    assert check(repository, tmp_path).findings == []
+
+
 def test_a_good_repository_is_good(filled: Repository, tmp_path: Path) -> None:
     verdict = check(filled, tmp_path)
 

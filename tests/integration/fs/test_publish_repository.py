@@ -363,7 +363,7 @@ def test_many_changes_leave_the_catalog_dense(repository: Repository, tmp_path: 
 
 def test_an_index_of_contents_that_is_damaged_begins_anew(repository: Repository, tmp_path: Path) -> None:
     repository.commit([put(repository, b"/f", b"1")])
-    repository.ingester().flush()
+    repository.ingester().packing.close()
     (tmp_path / "storage/.publisher/contents.db").write_bytes(b"no database at all")
 
     with capture_logs() as logs:

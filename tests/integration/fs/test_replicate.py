@@ -16,9 +16,9 @@ from fs.format.trust import load_public_keys
 from fs.publish.check import CheckOptions, Verdict, check_repository
 from fs.publish.gc import GcOptions, collect
 from fs.publish.operations import MakeDirectory, Remove
+from fs.publish.published import read_manifest
 from fs.publish.replica_state import STATE, Scope
 from fs.publish.replicate import ReplicaOptions, ReplicaReport, replicate_from
-from fs.publish.repository import read_manifest
 from fs.publish.revisions import view_of
 from fs.store.local import LocalStore
 from fs.store.places import open_storage

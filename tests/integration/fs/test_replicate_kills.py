@@ -111,7 +111,7 @@ def assert_catalogs_imply_what_is_below(store: LocalStore) -> None:
 
 
 def assert_manifest_implies_its_catalog(store: LocalStore) -> None:
-    from fs.publish.repository import read_manifest
+    from fs.publish.published import read_manifest
 
     if (store.root / ".cvmfspublished").exists():
         assert store.has(read_manifest(store).root_catalog, Suffix.CATALOG)

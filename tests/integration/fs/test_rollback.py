@@ -14,7 +14,8 @@ from fs.publish.check import CheckOptions, check_repository
 from fs.publish.file_leases import FileLeases
 from fs.publish.leases import LeaseLostError
 from fs.publish.operations import Remove
-from fs.publish.repository import MANIFEST, Repository, Settings, read_manifest
+from fs.publish.published import MANIFEST, read_manifest
+from fs.publish.repository import Repository, Settings
 from fs.publish.revisions import named_revision, revisions
 from fs.store.local import LocalStore
 from tests.integration.fs.conftest import REPOSITORY

@@ -17,7 +17,8 @@ from fs.publish import keys as key_files
 from fs.publish.check import CheckOptions, check_repository
 from fs.publish.keys import create_keys, load_keys
 from fs.publish.operations import PutFile
-from fs.publish.repository import Repository, Settings, read_whitelist
+from fs.publish.published import read_whitelist
+from fs.publish.repository import Repository, Settings
 from fs.publish.revisions import verified_manifest
 from fs.publish.rotation import rotate_key
 from fs.publish.signers import CommandSigner, Digest, KeySigner, SignerError

@@ -3,7 +3,8 @@
     a thread ── contents ──> process: hash, look up, compress, put ── names ──> the thread
     a thread ── trees ─────> process: build and put their catalogs ── subtrees ──> the thread
 
-Each process serves one thread at a time over two pipes; a thread that finds none free waits. They are started
+Each process serves one thread at a time; a thread that finds none free waits. Tasks and answers go through two pipes,
+bytes lie in memory that both share, so that they are copied once and touch pages that are there. They are started
 with the first contents that are worth the way. Until one says that it is there, and where one has died, threads do the
 work themselves: it makes no difference who stores an object, nor whether two do.
 
@@ -11,10 +12,9 @@ A process ends when its pipe does, so with the process that started it, however 
 storage in directories: at servers one waits for the network, which threads do as well.
 """
 
-import fcntl
+import mmap
 import multiprocessing
 import os
-import select
 import signal
 import subprocess
 import sys
@@ -41,7 +41,7 @@ from fs.store.base import Buffer
 from fs.store.local import LocalStore, Refreshed
 
 _WORTHWHILE_BYTES = 64 << 10
-_PIPE_BYTES = 1 << 20  # what Linux allows everybody
+_SHARED_BYTES = 16 << 20  # at least: more than a batch, and the trees of a large image
 _ANSWER_TIMEOUT_S = 600.0  # a batch is one chunk or a MiB
 _END_TIMEOUT_S = 5.0
 _NEXT_START_S = 30.0  # after one has died
@@ -59,6 +59,7 @@ class _Order:
     durable: bool
     index: Path
     codec: Codec
+    shared_bytes: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +109,8 @@ class WriterProcesses:
         self.codec = codec
         self._store = store
         self._here = Packer(store, DedupIndex(index), codec)
-        self._order = _Order(store.root.absolute(), store.is_durable, index.absolute(), codec)
+        shared_bytes = max(_SHARED_BYTES, codec.chunk_sizes.most)
+        self._order = _Order(store.root.absolute(), store.is_durable, index.absolute(), codec, shared_bytes)
         self._count = count
         self._changed = threading.Condition()
         self._starting: list[_Process] = []
@@ -122,8 +124,7 @@ class WriterProcesses:
         lengths = [len(data) for data in contents]
         if sum(lengths) >= _WORTHWHILE_BYTES:
             self._start_what_is_missing()
-            data = contents[0] if len(contents) == 1 else b"".join(contents)
-            answer = self._asked(_Pack(suffix, lengths), data)
+            answer = self._asked(_Pack(suffix, lengths), contents)
             if answer is not None:
                 names: list[Hash] = answer.made
                 return names
@@ -133,7 +134,7 @@ class WriterProcesses:
         """As ``publish_tree`` for each path and tree of *trees*."""
         data = encode_trees(list(trees.values()))
         if len(data) >= _WORTHWHILE_BYTES:
-            answer = self._asked(_Build(list(trees), options), data)
+            answer = self._asked(_Build(list(trees), options), [data])
             if answer is not None:
                 subtrees: list[Subtree] = answer.made
                 return subtrees
@@ -148,8 +149,10 @@ class WriterProcesses:
         self._end()
         self._here.close()
 
-    def _asked(self, task: _Pack | _Build, data: Buffer) -> _Answer | None:
-        """What a process answers; None if there is none to ask."""
+    def _asked(self, task: _Pack | _Build, data: Sequence[Buffer]) -> _Answer | None:
+        """What a process answers; None if there is none to ask, or *data* is too much for it."""
+        if sum(map(len, data)) > self._order.shared_bytes:
+            return None
         with self._one() as process:
             if process is None:
                 return None
@@ -221,12 +224,11 @@ class _Process:
     def __init__(self, order: _Order) -> None:
         orders, self._orders = multiprocessing.Pipe(duplex=False)
         self._answers, answers = multiprocessing.Pipe(duplex=False)
-        with suppress(OSError):  # then it is as large as the machine's owner allows
-            fcntl.fcntl(orders, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
-        os.set_blocking(self._orders.fileno(), False)
         self.owes_an_answer = False
-        with orders, answers:
-            numbers = [orders.fileno(), answers.fileno()]
+        with orders, answers, os.fdopen(os.memfd_create("unpackd-writer"), "r+b") as memory:
+            memory.truncate(order.shared_bytes)
+            self._shared = mmap.mmap(memory.fileno(), order.shared_bytes)
+            numbers = [orders.fileno(), answers.fileno(), memory.fileno()]
             command = [sys.executable, "-P", "-c", f"from {__name__} import main; main()", *map(str, numbers)]
             null = subprocess.DEVNULL
             self._process = subprocess.Popen(command, stdin=null, stdout=null, pass_fds=numbers)
@@ -241,7 +243,7 @@ class _Process:
         """Whether it is ready to be asked; asked until it is. Raises EOFError or ConnectionError: it has died."""
         return self._answers.poll() and self._answers.recv_bytes() == _THERE
 
-    def ask(self, task: _Pack | _Build, data: Buffer) -> _Answer:
+    def ask(self, task: _Pack | _Build, data: Sequence[Buffer]) -> _Answer:
         """What it makes of *data*.
 
         Raises:
@@ -249,8 +251,14 @@ class _Process:
             OSError, FsError: it could not store them.
         """
         self.owes_an_answer = True
-        self._orders.send((task, len(data)))  # which has room in an empty pipe
-        _write(self._orders.fileno(), data)
+        end = 0
+        for part in data:
+            start, end = end, end + len(part)
+            self._shared[start:end] = part
+        self._orders.send((task, end))  # which has room in an empty pipe
+        return self._answer()
+
+    def _answer(self) -> _Answer:
         if not self._answers.poll(_ANSWER_TIMEOUT_S):
             raise TimeoutError(f"no answer in {_ANSWER_TIMEOUT_S:g} s")
         answer: _Answer | OSError | FsError = self._answers.recv()
@@ -263,6 +271,7 @@ class _Process:
         """Let it end."""
         self._orders.close()
         self._answers.close()
+        self._shared.close()
 
     def end(self) -> None:
         """End it, if it has not ended, and let the kernel forget it."""
@@ -272,30 +281,6 @@ class _Process:
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
-
-
-def _write(descriptor: int, data: Buffer) -> None:
-    """All of *data* into a pipe that does not block. Raises TimeoutError if its reader reads nothing for long."""
-    rest = memoryview(data)
-    room = select.poll()
-    room.register(descriptor, select.POLLOUT)
-    while rest:
-        if not room.poll(_ANSWER_TIMEOUT_S * 1000):
-            raise TimeoutError(f"nothing was read in {_ANSWER_TIMEOUT_S:g} s")
-        with suppress(BlockingIOError):
-            rest = rest[os.write(descriptor, rest) :]
-
-
-def _read(descriptor: int, size: int) -> memoryview:
-    """The next *size* bytes of a pipe. Raises EOFError if it ends before."""
-    data = memoryview(bytearray(size))
-    got = 0
-    while got < size:
-        count = os.readv(descriptor, [data[got:]])
-        if not count:
-            raise EOFError
-        got += count
-    return data
 
 
 def _end(groups: Sequence[list[_Process]]) -> None:
@@ -308,7 +293,7 @@ def _end(groups: Sequence[list[_Process]]) -> None:
         group.clear()
 
 
-def _serve(orders: "Connection[Any]", answers: "Connection[Any]") -> None:
+def _serve(orders: "Connection[Any]", answers: "Connection[Any]", shared: memoryview) -> None:
     """Be one of the processes, until whoever started it closes the pipes."""
     order: _Order = orders.recv()
     store = LocalStore(order.storage, durable=order.durable)
@@ -319,7 +304,7 @@ def _serve(orders: "Connection[Any]", answers: "Connection[Any]") -> None:
             if not orders.poll(_IDLE_S):
                 packer.flush()
             task, size = orders.recv()
-            answers.send(_answer(task, packer, store, _read(orders.fileno(), size)))
+            answers.send(_answer(task, packer, store, shared[:size]))
     packer.close()
 
 
@@ -333,10 +318,9 @@ def _answer(task: _Pack | _Build, packer: Packer, store: LocalStore, data: memor
 
 
 def main() -> None:
-    """Be one of the processes; the arguments are the descriptors of its pipes."""
+    """Be one of the processes; the arguments are the descriptors of its pipes and of the memory."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for whoever started it
-    with (
-        Connection(int(sys.argv[1]), writable=False) as orders,
-        Connection(int(sys.argv[2]), readable=False) as answers,
-    ):
-        _serve(orders, answers)
+    orders, answers, memory = map(int, sys.argv[1:])
+    shared = memoryview(mmap.mmap(memory, 0))
+    with Connection(orders, writable=False) as tasks, Connection(answers, readable=False) as made:
+        _serve(tasks, made, shared)

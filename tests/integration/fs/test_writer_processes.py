@@ -136,7 +136,7 @@ def test_who_was_killed_is_replaced_and_nothing_is_missing(
     assert not set(pids) & set(started(processes))
 
 
-@pytest.mark.parametrize("size", [70_000, 4 << 20])
+@pytest.mark.parametrize("size", [70_000, 4 << 20, 20 << 20])
 def test_one_that_does_not_answer_is_given_up(
     processes: WriterProcesses, monkeypatch: pytest.MonkeyPatch, size: int
 ) -> None:
@@ -163,7 +163,7 @@ def test_whoever_is_interrupted_leaves_no_answer_for_the_next(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr("fs.publish.writer_processes._write", interrupted)
+        patched.setattr("fs.publish.writer_processes._Process._answer", interrupted)
         with pytest.raises(KeyboardInterrupt):
             processes.objects([bytes(70_000)], Suffix.PLAIN)
 

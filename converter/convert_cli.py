@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from fs.runtime.collecting import collect_rarely
 from fs.runtime.errors import UnpackdError, UsageError
 from fs.runtime.exits import Exit
 from fs.runtime.output import command_errors, print_json, say
@@ -102,6 +103,7 @@ def convert(
         ]
         repository = _open(settings)
         batch = _Batch(repository, settings, as_json=as_json)
+        collect_rarely()
         anyio.run(batch.run, requests)
         batch.finish()
 

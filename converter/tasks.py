@@ -18,6 +18,7 @@ from converter.farm_database import FarmDatabase
 from converter.jobs import Claim, JobStore, Outcome
 from converter.owners import Owner, is_dead
 from converter.processes import end_with_parent
+from fs.runtime.collecting import collect_rarely
 from fs.runtime.errors import UnpackdError
 
 _log = structlog.get_logger()
@@ -170,6 +171,7 @@ def run_worker(settings: FarmSettings, convert: Converter) -> int:
         without_mingle=True,
         without_heartbeat=True,
     )
+    collect_rarely()
     worker.start()
     return int(worker.exitcode or 0)
 

@@ -37,6 +37,7 @@ from fs.format.tree import Node
 from fs.publish.catalogs import CatalogOptions, Subtree, publish_tree
 from fs.publish.packing import Codec, DedupIndex, Packer
 from fs.publish.tree_transfer import decode_trees, encode_trees
+from fs.runtime.collecting import collect_rarely
 from fs.store.base import Buffer
 from fs.store.local import LocalStore, Refreshed
 
@@ -320,6 +321,7 @@ def _answer(task: _Pack | _Build, packer: Packer, store: LocalStore, data: memor
 def main() -> None:
     """Be one of the processes; the arguments are the descriptors of its pipes and of the memory."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for whoever started it
+    collect_rarely()
     orders, answers, memory = map(int, sys.argv[1:])
     shared = memoryview(mmap.mmap(memory, 0))
     with Connection(orders, writable=False) as tasks, Connection(answers, readable=False) as made:

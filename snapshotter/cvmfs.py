@@ -105,12 +105,12 @@ class CvmfsLayers:
         if not _present(chain):
             return None
         parent = _parent_of(chain)
-        flat = LayerSource(SourceKind.CHAIN_FLAT, digits)
+        flat, layer = LayerSource(SourceKind.CHAIN_FLAT, digits), LayerSource(SourceKind.CHAIN_LAYER, digits)
         if self._readable(flat) is not None:
             return FoundLayer(source=flat, parent_chain_id=parent)
-        # where it leads to is looked at when it is mounted, which few layers ever are: each has catalogs of its own
-        if _present(chain / "layer"):
-            return FoundLayer(source=LayerSource(SourceKind.CHAIN_LAYER, digits), parent_chain_id=parent)
+        # it is listed when it is mounted, which few layers of an image ever are: each has a catalog of its own
+        if self._readable(layer, is_listed=False) is not None:
+            return FoundLayer(source=layer, parent_chain_id=parent)
         return None
 
     def _find_layer(self, wanted: WantedLayer) -> FoundLayer | None:
@@ -134,16 +134,17 @@ class CvmfsLayers:
             owners.append(owner)
         return tuple(owners)
 
-    def _readable(self, source: LayerSource) -> RootOwner | None:
-        """Owner of the layer's root directory if that can be listed, None if there is no such directory."""
+    def _readable(self, source: LayerSource, *, is_listed: bool = True) -> RootOwner | None:
+        """Owner of the layer's root directory, which has to bear listing unless told not to; None if there is none."""
         path = self.path(source)
         try:
             real = Path(os.path.realpath(path, strict=True))
             status = real.stat()
             if not stat.S_ISDIR(status.st_mode) or not real.is_relative_to(os.path.realpath(self._mountpoint)):
                 return None
-            with os.scandir(real) as entries:
-                next(entries, None)  # reads the catalog that the directory is in
+            if is_listed:
+                with os.scandir(real) as entries:
+                    next(entries, None)  # reads the catalog that the directory is in
         except OSError as error:
             if error.errno in _ABSENT:
                 return None

@@ -160,7 +160,7 @@ class Node:
         return self.printed(("tasks", "exec"), "--exec-id", unique("e"), container, *command)
 
     def printed(self, verb: Sequence[str], *arguments: str) -> str:
-        """What a process prints that ``ctr run`` or ``ctr tasks exec``, the *verb*, starts.
+        """What a process prints that ``ctr run``, ``ctr tasks start`` or ``exec``, the *verb*, starts.
 
         Its shim writes it to a file: ctr drops what it has not yet copied when the process ends (containerd#13931).
         """

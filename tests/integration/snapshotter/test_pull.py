@@ -232,7 +232,7 @@ def test_containers_survive_a_restart_of_the_snapshotter(node: Node, image: Imag
     client = node.kill_and_restart_snapshotter()
 
     assert client.mounts(keys[0]) == before
-    assert node.ctr("tasks", "start", "kept").stdout == "top\n"
+    assert node.printed(("tasks", "start"), "kept") == "top\n"
     node.ctr("tasks", "rm", "kept", check=False)
     node.ctr("containers", "rm", "kept")
 

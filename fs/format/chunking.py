@@ -11,16 +11,15 @@ from typing import TYPE_CHECKING
 
 from fs.errors import RefusedError
 
-_WINDOW = 32
-_CENTRE = 0x7FFFFFFF
-_ODD_CUT = 0xFFFFFFFF  # |-2^31| overflows in the reference and counts as small
-_STEP = 1 << 16  # positions examined at once; the arrays stay in the processor's cache
-
-
 if TYPE_CHECKING:
     import numpy as np
 
     _Octets = np.ndarray[tuple[int], np.dtype[np.uint8]]
+
+_WINDOW = 32
+_CENTRE = 0x7FFFFFFF
+_ODD_CUT = 0xFFFFFFFF  # |-2^31| overflows in the reference and counts as small
+_STEP = 1 << 16  # positions examined at once; the arrays stay in the processor's cache
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,9 +4,9 @@
     a thread ── trees ─────> process: build and put their catalogs ── subtrees ──> the thread
 
 Each process serves one thread at a time; a thread that finds none free waits. Tasks and answers go through two pipes,
-bytes lie in memory that both share, so that they are copied once and touch pages that are there. They are started
-with the first contents that are worth the way. Until one says that it is there, and where one has died, threads do the
-work themselves: it makes no difference who stores an object, nor whether two do.
+bytes lie in memory that both share, so that they are copied once and touch pages that are there. Processes are
+started with the first contents that are worth the way. Until one says that it is there, where one has died, and where
+one refuses, threads do the work themselves: it makes no difference who stores an object, nor whether two do.
 
 A process ends when its pipe does, so with the process that started it, however that one ends. These processes are for
 storage in directories: at servers one waits for the network, which threads do as well.
@@ -151,7 +151,7 @@ class WriterProcesses:
         self._here.close()
 
     def _asked(self, task: _Pack | _Build, data: Sequence[Buffer]) -> _Answer | None:
-        """What a process answers; None if there is none to ask, or *data* is too much for it."""
+        """What a process answers; None if there is none to ask, it refuses, or *data* is too much for it."""
         if sum(map(len, data)) > self._order.shared_bytes:
             return None
         with self._one() as process:
@@ -162,7 +162,8 @@ class WriterProcesses:
             except (EOFError, ConnectionError, TimeoutError) as error:
                 self._lose(process, error)
                 return None
-        self._store.take_over(answer.refreshed)
+        if answer is not None:
+            self._store.take_over(answer.refreshed)
         return answer
 
     @contextmanager
@@ -244,12 +245,12 @@ class _Process:
         """Whether it is ready to be asked; asked until it is. Raises EOFError or ConnectionError: it has died."""
         return self._answers.poll() and self._answers.recv_bytes() == _THERE
 
-    def ask(self, task: _Pack | _Build, data: Sequence[Buffer]) -> _Answer:
-        """What it makes of *data*.
+    def ask(self, task: _Pack | _Build, data: Sequence[Buffer]) -> _Answer | None:
+        """What it makes of *data*; None if it refuses, and whoever does the work himself learns why.
 
         Raises:
             EOFError, ConnectionError, TimeoutError: it has died, or is about to be given up.
-            OSError, FsError: it could not store them.
+            OSError: it could not store what it made.
         """
         self.owes_an_answer = True
         end = 0
@@ -259,14 +260,14 @@ class _Process:
         self._orders.send((task, end))  # which has room in an empty pipe
         return self._answer()
 
-    def _answer(self) -> _Answer:
+    def _answer(self) -> _Answer | None:
         if not self._answers.poll(_ANSWER_TIMEOUT_S):
             raise TimeoutError(f"no answer in {_ANSWER_TIMEOUT_S:g} s")
-        answer: _Answer | OSError | FsError = self._answers.recv()
+        answer: _Answer | OSError | None = self._answers.recv()
         self.owes_an_answer = False
-        if isinstance(answer, _Answer):
-            return answer
-        raise answer
+        if isinstance(answer, OSError):
+            raise answer
+        return answer
 
     def close(self) -> None:
         """Let it end."""
@@ -305,17 +306,17 @@ def _serve(orders: "Connection[Any]", answers: "Connection[Any]", shared: memory
             if not orders.poll(_IDLE_S):
                 packer.flush()
             task, size = orders.recv()
-            answers.send(_answer(task, packer, store, shared[:size]))
+            answers.send(_done(task, packer, store, shared[:size]))
     packer.close()
 
 
-def _answer(task: _Pack | _Build, packer: Packer, store: LocalStore, data: memoryview) -> _Answer | Exception:
+def _done(task: _Pack | _Build, packer: Packer, store: LocalStore, data: memoryview) -> _Answer | OSError | None:
     try:
         return _Answer(task.do(packer, data), store.hand_over())
     except OSError as error:
         return error
-    except FsError as error:
-        return FsError(str(error))  # not each of them survives the way
+    except FsError:  # not each of them survives the way
+        return None
 
 
 def main() -> None:

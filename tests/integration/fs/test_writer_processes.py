@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from structlog.testing import capture_logs
 
-from fs.errors import FsError
+from fs.errors import RefusedError
 from fs.format.chunking import ChunkSizes
 from fs.format.hashes import Hash, Suffix
 from fs.format.tree import Content, Node
@@ -110,7 +110,7 @@ def test_a_tree_that_cannot_be_is_refused_wherever_it_is_built(processes: Writer
     }
     names[b"a/b"] = names[b"n0" + b"x" * 100]
 
-    with pytest.raises(FsError, match="a/b"):
+    with pytest.raises(RefusedError, match="a/b"):
         processes.build({b"/x": Node(mode=stat.S_IFDIR, children=names)}, CatalogOptions())
 
 

@@ -20,7 +20,7 @@ from fs.client.objects import Objects, check_file
 from fs.client.receiving import ObjectRef
 from fs.client.snapshots import FOLDER, Snapshots, is_inside
 from fs.errors import CatalogError, CorruptError
-from fs.format.catalog import Catalog, Entry, connect_bytes, secure
+from fs.format.catalog import Catalog, Entry, Name, connect_bytes, secure
 from fs.format.hashes import Hash, Suffix
 from fs.format.lookup import serving_catalog
 from fs.store.single_flight import SingleFlight
@@ -208,6 +208,30 @@ class Catalogs:
         """As ``listing``. Raises NeedsCatalog."""
         home, catalog = self._walk(self._beginning(start, path), path, entering=True)
         return [found_in(catalog, home, path + b"/" + entry.name, entry) for entry in catalog.listing(path, most=most)]
+
+    async def small_listing(self, start: CatalogRef, path: bytes, *, most: int) -> list[Found] | None:
+        """As ``listing``; None if the directory holds more than *most*. Raises as ``get``."""
+
+        def listing() -> list[Found] | None:
+            _, catalog = self._walk(self._beginning(start, path), path, entering=True)
+            return self.listing_now(start, path) if catalog.is_small(path, most) else None
+
+        return await self.answered(listing)
+
+    async def names(self, start: CatalogRef, path: bytes, *, after: int, most: int) -> tuple[CatalogRef, list[Name]]:
+        """A part of the names in the directory at *path*, and the catalog that holds them. Raises as ``get``."""
+
+        def part() -> tuple[CatalogRef, list[Name]]:
+            home, catalog = self._walk(self._beginning(start, path), path, entering=True)
+            return home, catalog.names(path, after=after, most=most)
+
+        return await self.answered(part)
+
+    def at_now(self, home: CatalogRef, folder: bytes, rowid: int) -> Found:
+        """The entry in row *rowid* of *home*, which lies in the directory *folder*. Raises NeedsCatalog."""
+        catalog = self.get_now(home)
+        entry = catalog.at(rowid)
+        return found_in(catalog, home, folder + b"/" + entry.name, entry)
 
     async def serving(self, start: CatalogRef, path: bytes) -> CatalogRef:
         """The catalog that lists the directory at *path*, whether that exists or not. Raises as ``get``."""

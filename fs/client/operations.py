@@ -27,7 +27,7 @@ from fs.client.prefetch import FAR_S, Prefetcher, ReadAhead
 from fs.client.profile import ReadRecorder
 from fs.client.repository import Placed, Repository
 from fs.errors import FsError
-from fs.format.catalog import Entry, Flag
+from fs.format.catalog import Entry, Flag, Name
 from fs.format.paths import name_of, parent_path
 from fs.format.symlinks import decode_literal, expand_target
 
@@ -253,15 +253,25 @@ class Operations:
             mtime_ns=entry.mtime_ns,
         )
 
-    async def listing(self, inode: int) -> list[Found]:
-        """What directory *inode* shows: hidden entries left out, in the order of names. Raises FileError, FsError."""
-        node = await self.directory(inode)
-        path = node.found.path
-        found = await self.repository.catalogs.listing(node.found.inside, real_path(path))
+    async def small_listing(self, folder: Found, *, most: int) -> list[Found] | None:
+        """What directory *folder* shows, hidden entries left out; None if it holds more than *most*. Raises FsError."""
+        path = folder.path
+        found = await self.repository.catalogs.small_listing(folder.inside, real_path(path), most=most)
+        if found is None:
+            return None
         shown = [one for one in found if not one.entry.flags & Flag.HIDDEN]
         if real_path(path) != path:
-            shown = [replace(one, path=path + b"/" + one.entry.name) for one in shown]
-        return sorted(shown, key=lambda one: one.entry.name)
+            return [replace(one, path=path + b"/" + one.entry.name) for one in shown]
+        return shown
+
+    async def names(self, folder: Found, *, after: int, most: int) -> tuple[CatalogRef, list[Name]]:
+        """A part of what directory *folder* holds, behind row *after*, and the catalog of it. Raises FsError."""
+        return await self.repository.catalogs.names(folder.inside, real_path(folder.path), after=after, most=most)
+
+    def listed_now(self, home: CatalogRef, folder: bytes, rowid: int) -> Found:
+        """The entry of one of the ``names`` of the directory at *folder*. Raises NeedsCatalog, CatalogError."""
+        found = self.repository.catalogs.at_now(home, real_path(folder), rowid)
+        return replace(found, path=folder + b"/" + found.entry.name) if real_path(folder) != folder else found
 
     def describe(self, inode: Inode, found: Found) -> Attributes:
         """Attributes of an entry of a listing."""

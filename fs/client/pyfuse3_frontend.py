@@ -8,7 +8,6 @@ import errno
 import functools
 import os
 from collections.abc import Callable, Coroutine, Sequence
-from itertools import islice
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import pyfuse3
@@ -17,7 +16,7 @@ import structlog
 from fs.client.errnos import FileError, errno_of
 from fs.client.frontend import LONGEST_NAME, Kept, count_fault, describe
 from fs.client.inodes import directory_key
-from fs.client.listings import Listings
+from fs.client.listings import Listing, Listings
 from fs.client.magic import MagicAttributes, MountFacts
 from fs.client.operations import BLOCK_BYTES, Attributes, Operations
 from fs.client.wire_journal import Journal
@@ -165,8 +164,10 @@ class Pyfuse3Frontend(pyfuse3.Operations):  # type: ignore[misc]  # the module i
     @_answering
     async def readdir(self, fh: int, start_id: int, token: pyfuse3.ReaddirToken) -> None:
         """See pyfuse3.Operations; attributes come with the names."""
-        listing = await self._listings.get(fh)
-        for listed in islice(listing.entries, listing.index(start_id), None):
+        await self._listings.read(fh, lambda listing: self._reply(listing, start_id, token))
+
+    def _reply(self, listing: Listing, start_id: int, token: pyfuse3.ReaddirToken) -> None:
+        for listed in listing.since(start_id):
             inode = self._operations.inodes.number(listed.key or directory_key(listed.found.path))
             answer = self._attributes(self._operations.describe(inode, listed.found))
             if not pyfuse3.readdir_reply(token, listed.name, answer, listed.position):

@@ -224,16 +224,17 @@ class WireFrontend:
         return None if kept is None else self._listed_part(inode, kept, body, is_full=True)
 
     async def _list(self, inode: int, body: bytes, *, is_full: bool) -> bytes:
-        return self._listed_part(inode, await self._listings.get(inode), body, is_full=is_full)
+        return await self._listings.read(
+            inode, lambda listing: self._listed_part(inode, listing, body, is_full=is_full)
+        )
 
     def _listed_part(self, inode: int, listing: Listing, body: bytes, *, is_full: bool) -> bytes:
         offset, room = parse_read(body)
+        if not offset:
+            self._facts.opened_directories += 1
         records: list[bytes] = []
-        index = listing.index(offset)
-        while index < len(listing.entries):
-            listed = listing.entries[index]
-            key = listed.key or directory_key(listed.found.path)
-            number = self.operations.inodes.number(key)
+        for listed in listing.since(offset):
+            number = self.operations.inodes.number(listed.key or directory_key(listed.found.path))
             record = directory_entry(number, listed.position, listed.found.entry.mode, listed.name)
             if is_full:
                 entry = None
@@ -246,10 +247,7 @@ class WireFrontend:
             if is_full and listed.key:
                 self.operations.remember(listed.key, listed.found)
             records.append(record)
-            index += 1
-        if not offset:
-            self._facts.opened_directories += 1
-        if index == len(listing.entries) and not records:
+        if listing.index(offset) == len(listing):
             self._listings.drop(inode)  # the end was told
         return b"".join(records)
 

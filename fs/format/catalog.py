@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from enum import IntFlag
 from functools import cache
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 from fs.errors import CatalogError, HashSyntaxError
 from fs.format.columns import as_bytes, as_number, as_text
@@ -152,6 +152,14 @@ class Entry:
     def is_symlink(self) -> bool:
         """True for symbolic links."""
         return stat.S_ISLNK(self.mode)
+
+
+class Name(NamedTuple):
+    """What a directory lists, without what the row says of it."""
+
+    rowid: int
+    name: bytes
+    is_shown: bool  # false for hidden entries, and for rows that a look-up by name would not find
 
 
 def type_flags(mode: int) -> Flag:
@@ -448,6 +456,37 @@ class Catalog:
         # the root is its own parent's child nowhere: parent 0/0 is no path's key
         rows = self._all(statement, (*path_key(self.inner(path)), most))
         return [(row[-2:], self._entry(row[:-2], row[-2:])) for row in rows]
+
+    def is_small(self, path: bytes, most: int) -> bool:
+        """True if no more than *most* rows call the directory at *path* their parent."""
+        statement = "SELECT count(*) FROM (SELECT 1 FROM catalog WHERE parent_1=? AND parent_2=? LIMIT ?)"
+        [(count,)] = self._all(statement, (*path_key(self.inner(path)), most + 1))
+        return bool(count <= most)
+
+    def names(self, path: bytes, *, after: int, most: int) -> list[Name]:
+        """At most *most* of the rows that call the directory at *path* their parent, those behind row *after*."""
+        folder = self.inner(path)
+        statement = (
+            "SELECT rowid, name, flags, md5path_1, md5path_2 FROM catalog"
+            " WHERE parent_1=? AND parent_2=? AND rowid>? ORDER BY rowid LIMIT ?"
+        )
+        rows = self._all(statement, (*path_key(folder), after, most))
+        names = []
+        try:
+            for rowid, text, bits, *key in rows:
+                name = as_bytes(text)
+                is_found = is_name(name) and tuple(key) == path_key(folder + b"/" + name)
+                names.append(Name(as_number(rowid), name, is_found and not bits & Flag.HIDDEN))
+        except (TypeError, ValueError) as error:
+            raise CatalogError(f"a name in {path!r} is malformed") from error
+        return names
+
+    def at(self, rowid: int) -> Entry:
+        """The entry in row *rowid*, which ``names`` gave."""
+        row = self._one(self._select + ", md5path_1, md5path_2 FROM catalog WHERE rowid=?", (rowid,))
+        if row is None:
+            raise CatalogError(f"catalog of {self.mountpoint!r} has lost row {rowid}")
+        return self._entry(row[:-2], row[-2:])
 
     def entries(self) -> Iterator[tuple[tuple[int, int], Entry]]:
         """Every entry with its path key, in storage order."""

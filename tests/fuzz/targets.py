@@ -199,6 +199,9 @@ def _read_catalog(connection: sqlite3.Connection) -> None:
             with suppress(CatalogError):
                 catalog.listing(path)
             with suppress(CatalogError):
+                for name in catalog.names(path, after=-1, most=10):
+                    catalog.at(name.rowid)
+            with suppress(CatalogError):
                 catalog.nested_holding(path)
         for ask in (catalog.counters, catalog.nested, lambda: list(catalog.objects()), lambda: list(catalog.entries())):
             with suppress(CatalogError):

@@ -83,6 +83,8 @@ def test_a_row_that_holds_nonsense_is_an_error_and_nothing_else(change: str) -> 
 
     with pytest.raises(CatalogError):
         Catalog(connection).lookup(b"/f")
+    with pytest.raises(CatalogError):
+        [Catalog(connection).at(one.rowid) for one in Catalog(connection).names(b"", after=0, most=2)]
 
 
 @pytest.mark.parametrize("name", ["..", ".", "", "a/b", "other"])
@@ -91,6 +93,7 @@ def test_a_listing_holds_only_names_that_can_be_looked_up(name: str) -> None:
     connection.execute("UPDATE catalog SET name = ?", (name,))
 
     assert Catalog(connection).listing(b"") == []
+    assert [one.is_shown for one in Catalog(connection).names(b"", after=0, most=2)] == [False]
 
 
 def test_a_view_is_no_table() -> None:

@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 from fs.client import wire_messages as wire
 from fs.client.holder import Inheritance, kernel_can_resume
 from fs.client.inodes import Inode
-from fs.client.listings import positions
 from fs.client.operations import Attributes, Statistics
 from fs.client.wire_messages import Hello, MessageError, Offer
 
@@ -123,17 +122,6 @@ def test_no_message_raises_anything_else(body: bytes) -> None:
     for parser in parsers:
         with suppress(MessageError):
             parser(body)  # type: ignore[operator]
-
-
-@given(st.sets(st.binary(min_size=1, max_size=20)), st.binary(min_size=1, max_size=20))
-def test_positions_are_distinct_and_do_not_depend_on_other_names(names: set[bytes], other: bytes) -> None:
-    placed = positions(list(names))
-    numbers = [position for position, _ in placed]
-    assert numbers == sorted(set(numbers))
-    assert all(3 <= number < 1 << 32 for number in numbers)
-    assert {name for _, name in placed} == names
-    more = {name: position for position, name in positions([*names - {other}, other])}
-    assert all(more[name] == position for position, name in placed)
 
 
 @pytest.mark.parametrize(

@@ -82,6 +82,11 @@ class Dormants:
         places = self._catalogs[home], self._catalogs[inside]
         return Dormant(key, *places, bool(is_directory), tuple(paths.split(b"\0")), lookups)
 
+    def directories(self) -> Iterator[tuple[int, bytes]]:
+        """The directories among them, with their paths; none may be put or taken meanwhile."""
+        for inode, paths in self._db.execute("SELECT inode, paths FROM dormant WHERE is_directory"):
+            yield inode, paths.rpartition(b"\0")[2]
+
     def pop(self, inode: int) -> Dormant | None:
         """Take *inode* out."""
         found = self.get(inode)

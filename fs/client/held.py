@@ -25,7 +25,7 @@ def hold(operations: Operations, inherited: Inheritance, file: Path) -> Held:
     journal = Journal(file)
     journal.start(remembered.state())
     journal.present = partial(_present, operations, journal)
-    operations.restore(remembered.inodes, remembered.absent)
+    operations.restore(remembered.dormants(), remembered.absent)
     operations.inodes.recorder = journal
     operations.absent_recorder = journal.absent
     return Held(inherited, journal, remembered.root)

@@ -194,12 +194,11 @@ class InodeTable:
         for node in tired:
             del self._nodes[node.inode]
 
-    def restore(self, dormant: dict[Inode, Dormant]) -> None:
-        """Take over what an earlier life told the kernel."""
-        self._dormant.put((inode, one) for inode, one in dormant.items() if inode not in self._nodes)
-        for inode, one in dormant.items():
-            if inode not in self._nodes and one.is_directory:
-                self._directories[one.paths[-1]] = inode
+    def restore(self, dormants: Dormants) -> None:
+        """Take over what an earlier life told the kernel, before this one tells it anything."""
+        self._dormant = dormants
+        self._dormant.pop(ROOT)
+        self._directories.update((path, Inode(inode)) for inode, path in dormants.directories())
 
     def dormant(self, inode: int) -> Dormant | None:
         """What the kernel was told of *inode*, if it is not awake; None also if nothing is known."""

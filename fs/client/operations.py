@@ -18,7 +18,7 @@ import structlog
 from fs.client.catalogs import CatalogRef, Found, NeedsCatalog
 from fs.client.content_view import DATA_MODE, VIEW, data_key, is_data, real_path
 from fs.client.contents import content_at_hand, read_content
-from fs.client.dormants import Dormant
+from fs.client.dormants import Dormant, Dormants
 from fs.client.errnos import FileError
 from fs.client.inodes import Inode, InodeTable, Node, directory_key, file_key, needs_catalog
 from fs.client.neighbours import Neighbours
@@ -99,9 +99,9 @@ class Operations:
         self._negatives = OrderedDict[bytes, None]()
         self.absent_recorder: Callable[[bytes], None] | None = None
 
-    def restore(self, dormant: dict[Inode, Dormant], absent: Iterable[bytes]) -> None:
+    def restore(self, dormants: Dormants, absent: Iterable[bytes]) -> None:
         """Take over what an earlier life told the kernel: inodes, and paths where there was nothing."""
-        self.inodes.restore(dormant)
+        self.inodes.restore(dormants)
         self._negatives.update(dict.fromkeys(absent))
 
     @property

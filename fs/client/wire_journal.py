@@ -21,16 +21,18 @@ a new journal that holds what is left of the old one, and so does a life whose j
 """
 
 import os
+import sqlite3
 import struct
 import zlib
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import BinaryIO
 
 import structlog
 
 from fs.client.catalogs import CatalogRef, Found
-from fs.client.dormants import Dormant
+from fs.client.dormants import Dormant, Dormants
 from fs.client.inodes import KEY_BYTES, Inode
 from fs.errors import FsError
 from fs.format.hashes import Hash
@@ -45,6 +47,7 @@ _COUNTED = struct.Struct("=cQQ")
 _RECORD_LIMIT_BYTES = 1 << 16
 _BUFFER_BYTES = 1 << 16
 _MOST_ABSENT = 1 << 16
+_RECENT = 1 << 14
 _LONG_BYTES = 16 << 20  # and four times of what it began with: then it is begun anew
 _LONG_TIMES = 4
 
@@ -58,17 +61,49 @@ class State:
     absent: Iterable[bytes] = ()  # paths
 
 
-@dataclass(slots=True)
 class Remembered:
-    """What an earlier life told the kernel."""
+    """What an earlier life told the kernel, as it comes out of the journal. Raises sqlite3.Error as Dormants does.
 
-    root: Hash | None = None
-    inodes: dict[Inode, Dormant] = field(default_factory=dict)
-    absent: dict[bytes, None] = field(default_factory=dict)
+    The kernel may know millions of inodes: those that were spoken of last are at hand, the others are put to sleep.
+    """
+
+    def __init__(self, root: Hash | None = None) -> None:
+        self.root = root
+        self.absent: dict[bytes, None] = {}
+        self._dormants = Dormants()
+        self._recent: dict[int, Dormant] = {}
+
+    def get(self, inode: int) -> Dormant | None:
+        """What *inode* stood for."""
+        known = self._recent.get(inode)
+        if known is None:
+            known = self._dormants.pop(inode)
+            if known is not None:
+                self._recent[inode] = known
+        return known
+
+    def put(self, inode: int, known: Dormant) -> None:
+        """From now on *inode*, which was asked for just before, stands for *known*."""
+        self._recent[inode] = known
+        if len(self._recent) > _RECENT:
+            self._settle()
+
+    def remove(self, inode: int) -> None:
+        """The kernel has forgotten *inode*, which was asked for just before."""
+        del self._recent[inode]
+
+    def _settle(self) -> None:
+        self._dormants.put(self._recent.items())
+        self._recent.clear()
+
+    def dormants(self) -> Dormants:
+        """All inodes."""
+        self._settle()
+        return self._dormants
 
     def state(self) -> State:
         """To begin a journal with."""
-        return State(self.root, self.inodes.items(), self.absent)
+        return State(self.root, self.dormants().items(), self.absent)
 
 
 class Journal:
@@ -212,28 +247,24 @@ def load(path: Path) -> Remembered:
     remembered = Remembered()
     catalogs: dict[int, CatalogRef] = {}
     try:
-        content = path.read_bytes()
-    except OSError as error:
-        _log.error("journal_not_read", path=str(path), reason=error.strerror)
-        return remembered
-    try:
-        for body in _bodies(content):
-            _take(body, remembered, catalogs)
+        with path.open("rb") as stream:
+            for body in _bodies(stream):
+                _take(body, remembered, catalogs)
+    except (OSError, sqlite3.Error) as error:
+        _log.error("journal_not_read", path=str(path), reason=str(error))
+        return Remembered()
     except (struct.error, KeyError, ValueError, FsError) as error:
         _log.error("journal_damaged", path=str(path), reason=str(error))
     return remembered
 
 
-def _bodies(content: bytes) -> Iterator[bytes]:
-    position = 0
-    while position + _HEAD.size <= len(content):
-        length, checksum = _HEAD.unpack_from(content, position)
-        position += _HEAD.size
-        body = content[position : position + length]
-        if not 0 < length <= _RECORD_LIMIT_BYTES or len(body) != length or zlib.crc32(body) != checksum:
+def _bodies(stream: BinaryIO) -> Iterator[bytes]:
+    while len(head := stream.read(_HEAD.size)) == _HEAD.size:
+        length, checksum = _HEAD.unpack(head)
+        body = stream.read(length) if 0 < length <= _RECORD_LIMIT_BYTES else b""
+        if not body or len(body) != length or zlib.crc32(body) != checksum:
             return  # cut off, and so is whatever follows
         yield body
-        position += length
 
 
 def _take(body: bytes, remembered: Remembered, catalogs: dict[int, CatalogRef]) -> None:
@@ -244,14 +275,13 @@ def _take(body: bytes, remembered: Remembered, catalogs: dict[int, CatalogRef]) 
             catalogs[number] = CatalogRef(Hash.parse(text.decode("ascii")), body[_CATALOG.size + length :])
         case b"N":
             _, inode, key, home, inside, is_directory = _NODE.unpack_from(body)
-            known = remembered.inodes.get(inode)
+            known = remembered.get(inode)
             path = body[_NODE.size :]
             paths, lookups = ((), 0) if known is None or known.key != key else (known.paths, known.lookups)
-            remembered.inodes[inode] = Dormant(
-                key, catalogs[home], catalogs[inside], bool(is_directory), (*paths, path), lookups + 1
-            )
+            told = Dormant(key, catalogs[home], catalogs[inside], bool(is_directory), (*paths, path), lookups + 1)
+            remembered.put(inode, told)
         case b"L":
-            _count(remembered, Inode(_TOLD.unpack_from(body)[1]), lambda lookups: lookups + 1)
+            _count(remembered, _TOLD.unpack_from(body)[1], lambda lookups: lookups + 1)
         case b"K":
             _, inode, count = _COUNTED.unpack_from(body)
             _count(remembered, inode, lambda _: count)
@@ -268,12 +298,12 @@ def _take(body: bytes, remembered: Remembered, catalogs: dict[int, CatalogRef]) 
             raise ValueError(f"a record of kind {kind!r}")
 
 
-def _count(remembered: Remembered, inode: Inode, change: Callable[[int], int]) -> None:
-    known = remembered.inodes.get(inode)
+def _count(remembered: Remembered, inode: int, change: Callable[[int], int]) -> None:
+    known = remembered.get(inode)
     if known is None:
         return
     lookups = change(known.lookups)
     if lookups > 0:
-        remembered.inodes[inode] = replace(known, lookups=lookups)
+        remembered.put(inode, replace(known, lookups=lookups))
     else:
-        del remembered.inodes[inode]
+        remembered.remove(inode)

@@ -4,6 +4,7 @@ Used in two ways: ``python -m tests.fuzz`` (``make fuzz``) lets atheris search f
 tests try seeds and what hypothesis makes of them.
 """
 
+import io
 import json
 import sqlite3
 import stat
@@ -333,7 +334,7 @@ def journal(data: bytes) -> None:
     remembered = Remembered()
     with suppress(struct.error, KeyError, ValueError, FsError):  # what the loader takes for damage
         catalogs: dict[int, Any] = {}
-        for body in _bodies(data):
+        for body in _bodies(io.BytesIO(data)):
             _take(body, remembered, catalogs)
 
 

@@ -9,7 +9,7 @@ import anyio
 import pytest
 
 from fs.client.control import ask
-from fs.client.dormants import Dormant
+from fs.client.dormants import Dormant, Dormants
 from fs.client.inodes import ROOT, Inode
 from fs.client.mountpoints import control_socket
 from fs.client.operations import Invalidations
@@ -121,8 +121,12 @@ def test_what_wakes_while_a_revision_is_adopted_is_compared_too(tmp_path: Path) 
         async def adopt_while_asked() -> Invalidations:
             for node in nodes:
                 operations.forget(node.inode, 1)
-            dormant = [Dormant(node.key, home, home, is_directory=False, paths=tuple(node.paths)) for node in nodes]
-            operations.restore(dict(zip(inodes, dormant, strict=True)), [])
+            dormants = Dormants()
+            dormants.put(
+                (node.inode, Dormant(node.key, home, home, is_directory=False, paths=tuple(node.paths)))
+                for node in nodes
+            )
+            operations.restore(dormants, [])
             assert await library.repository.refresh()
             async with anyio.create_task_group() as group:
                 for inode in inodes:

@@ -22,6 +22,15 @@ def _found(path: bytes, mode: int, inside: CatalogRef = ROOT) -> Found:
     return Found(path, entry, ROOT, inside)
 
 
+def _inodes(remembered: Remembered) -> dict[int, Dormant]:
+    return dict(remembered.dormants().items())
+
+
+def _known(file: Path) -> tuple[Hash | None, dict[int, Dormant], list[bytes]]:
+    remembered = load(file)
+    return remembered.root, _inodes(remembered), list(remembered.absent)
+
+
 @pytest.fixture
 def file(tmp_path: Path) -> Path:
     return tmp_path / "session.journal"
@@ -50,7 +59,7 @@ def test_what_was_written_is_remembered(file: Path) -> None:
     _written(file).close()
     remembered = load(file)
     assert remembered.root == ROOT.hash
-    assert remembered.inodes == {
+    assert _inodes(remembered) == {
         Inode(300): Dormant(b"k" * 16, ROOT, NESTED, is_directory=True, paths=(b"/dir",), lookups=2),
         Inode(301): Dormant(b"l" * 16, ROOT, ROOT, is_directory=False, paths=(b"/a", b"/b"), lookups=2),
     }
@@ -59,11 +68,11 @@ def test_what_was_written_is_remembered(file: Path) -> None:
 
 def test_a_new_life_begins_with_what_is_left(file: Path) -> None:
     _written(file).close()
-    before, size = load(file), file.stat().st_size
+    before, size = _known(file), file.stat().st_size
     journal = Journal(file)
-    journal.start(before.state())
+    journal.start(load(file).state())
     journal.close()
-    assert load(file) == before
+    assert _known(file) == before
     assert file.stat().st_size < size
 
 
@@ -73,7 +82,7 @@ def test_a_journal_cut_anywhere_is_a_beginning_of_it(file: Path) -> None:
     sizes = set()
     for cut in range(len(content)):
         file.write_bytes(content[:cut])
-        sizes.add(len(load(file).inodes))
+        sizes.add(len(load(file).dormants()))
     assert sizes == {0, 1, 2, 3}
 
 
@@ -82,9 +91,9 @@ def test_a_spoilt_journal_is_read_up_to_the_damage(file: Path) -> None:
     content = bytearray(file.read_bytes())
     content[len(content) // 2] ^= 0xFF
     file.write_bytes(content)
-    assert set(load(file).inodes) <= {300, 301}
+    assert set(_inodes(load(file))) <= {300, 301}
     file.unlink()
-    assert load(file) == Remembered()
+    assert _known(file) == (None, {}, [])
 
 
 def test_a_full_disk_ends_the_journal_and_nothing_else(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -117,10 +126,10 @@ def test_a_journal_that_grew_long_begins_anew_with_what_is_known(file: Path) -> 
     journal.flush()
 
     assert long > 2000 > file.stat().st_size
-    assert load(file) == Remembered(ROOT.hash, {Inode(300): known}, {b"/none": None})
+    assert _known(file) == (ROOT.hash, {300: known}, [b"/none"])
     journal.told(Inode(300))
     journal.flush()
-    assert load(file).inodes[Inode(300)].lookups == 4
+    assert _known(file)[1][300].lookups == 4
 
 
 def test_it_does_not_begin_anew_between_two_parts_of_one_record(file: Path) -> None:
@@ -136,4 +145,24 @@ def test_it_does_not_begin_anew_between_two_parts_of_one_record(file: Path) -> N
         if number % 1000 == 999:
             journal.flush()
 
-    assert load(file).inodes == {Inode(300 + number): one for number, one in enumerate(told)}
+    assert _known(file)[1] == {300 + number: one for number, one in enumerate(told)}
+
+
+def test_a_journal_of_very_many_inodes_is_remembered_whole(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    journal = Journal(file)
+    journal.start(State(ROOT.hash))
+    for number in range(500):
+        journal.known(Inode(300 + number), b"k" * 16, _found(b"/%d" % number, 0o100644))
+    for number in range(500):
+        journal.known(Inode(300 + number), b"k" * 16, _found(b"/other/%d" % number, 0o100644))
+    for number in range(0, 500, 2):
+        journal.forgotten(Inode(300 + number), 2)
+    journal.flush()
+    journal.close()
+
+    monkeypatch.setattr("fs.client.wire_journal._RECENT", 7)
+    known = _known(file)[1]
+
+    assert sorted(known) == list(range(301, 800, 2))
+    assert all(one.lookups == 2 and one.paths == (b"/%d" % (inode - 300), b"/other/%d" % (inode - 300))
+               for inode, one in known.items())  # fmt: skip

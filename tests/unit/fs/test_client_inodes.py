@@ -9,7 +9,7 @@ import pytest
 
 from fs.client.catalogs import CatalogRef, Found
 from fs.client.cli import parse_size
-from fs.client.dormants import Dormant
+from fs.client.dormants import Dormant, Dormants
 from fs.client.inodes import ROOT, Inode, InodeTable, directory_key, file_key
 from fs.client.magic import _page
 from fs.client.mountpoints import absolute
@@ -223,10 +223,10 @@ def test_an_open_file_whose_name_is_gone_can_be_found_again() -> None:
 
 def test_a_late_forget_of_an_earlier_life_leaves_what_was_told_since() -> None:
     table = _table()
-    inode = _told(table, 0)
-    dormant = Dormant(_key(0), HOME, HOME, is_directory=False, paths=(b"/0",), lookups=4)
-    table.forget(inode, 1)
-    table.restore({inode: dormant})
+    inode = table.number(_key(0))
+    dormants = Dormants()
+    dormants.put([(inode, Dormant(_key(0), HOME, HOME, is_directory=False, paths=(b"/0",), lookups=4))])
+    table.restore(dormants)
 
     assert _told(table, 0) == inode  # while the kernel's FORGET of the four is on its way
     table.forget(inode, 4)

@@ -17,6 +17,7 @@ right.
 
 import errno
 import fcntl
+import mmap
 import os
 import struct
 import time
@@ -42,12 +43,16 @@ class CacheUsers:
     def __init__(self, directory: Path) -> None:
         self._directory = directory
         self._files: dict[str, int] = {}
+        self._used: mmap.mmap | None = None
         self.place = -1
 
     def join(self) -> None:
         """Take a place. Raises OSError, RefusedError."""
         for name in ("users", "used", "arriving", "cleaning"):
             self._files[name] = os.open(self._directory / name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        if os.fstat(self._files["used"]).st_size < _NUMBER_BYTES:
+            os.ftruncate(self._files["used"], _NUMBER_BYTES)
+        self._used = mmap.mmap(self._files["used"], _NUMBER_BYTES, prot=mmap.PROT_READ)
         for place in range(_MOST_USERS):
             if self._lock("users", place):
                 self.place = place
@@ -56,6 +61,9 @@ class CacheUsers:
 
     def leave(self) -> None:
         """Give the place up."""
+        if self._used is not None:
+            self._used.close()
+            self._used = None
         while self._files:
             os.close(self._files.popitem()[1])
         self.place = -1
@@ -67,9 +75,18 @@ class CacheUsers:
         self._unlock("users", place)
         return True
 
+    def are_several(self) -> bool:
+        """True if another process has a place, or if that cannot be known."""
+        wanted = _LOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, 0, _MOST_USERS, 0)
+        try:
+            found = fcntl.fcntl(self._files["users"], fcntl.F_OFD_GETLK, wanted)
+        except (KeyError, OSError):
+            return True
+        return bool(_LOCK.unpack(found)[0] != fcntl.F_UNLCK)
+
     def used(self) -> int:
-        """What all objects take on disk, as far as is known."""
-        return int.from_bytes(os.pread(self._files["used"], _NUMBER_BYTES, 0), "little")
+        """What all objects take on disk, as far as is known. Asked for so often that a system call would be felt."""
+        return int.from_bytes(self._used or b"", "little")
 
     def add(self, change: int) -> None:
         """Objects that take *change* bytes more came, or less: went."""

@@ -326,6 +326,7 @@ _ABSENT_COLUMNS = {"hardlinks": "1", "mtimens": "NULL", "uid": "0", "gid": "0", 
 """What stands for columns that older schemas lack."""
 
 _LONGEST_NAME = 255
+_FOLDERS_KNOWN = 1024
 _ROWS_AT_ONCE = 1000
 _LONGEST_VALUE_BYTES = 16 << 20  # of what SQLite may hold at a time; attributes are the longest values, with 64 KiB
 _LONGEST_PROGRAM = 20_000  # steps of a compiled statement; ours have some dozens
@@ -372,6 +373,7 @@ class Catalog:
             raise CatalogError(f"catalog of {mountpoint!r} lacks the table {min(missing).decode()}")
         self.root_prefix = self.properties.get("root_prefix", "").encode("utf-8", "surrogateescape")
         self._nested: dict[bytes, NestedReference] | None = None  # read when first wanted
+        self._above: dict[bytes, NestedReference | None] = {}  # what holds directories that were asked for
         self._has_binds = b"bind_mountpoints" in tables
         self._has_links = b"unpackd_links" in tables
         self._has_statistics = b"statistics" in tables
@@ -580,8 +582,19 @@ class Catalog:
         """The catalog directly below this one with the longest path that is *path* or above it, or None."""
         if self._nested is None:
             self._nested = {reference.path: reference for reference in self.nested()}
-        while self._nested and len(path) > len(self.mountpoint):
-            reference = self._nested.get(path)
+        reference = self._nested.get(path) if len(path) > len(self.mountpoint) else None
+        if reference is not None or not self._nested:
+            return reference
+        folder = parent_path(path)
+        if folder not in self._above:
+            if len(self._above) == _FOLDERS_KNOWN:
+                self._above.clear()
+            self._above[folder] = self._nested_above(self._nested, folder)
+        return self._above[folder]
+
+    def _nested_above(self, nested: Mapping[bytes, NestedReference], path: bytes) -> NestedReference | None:
+        while len(path) > len(self.mountpoint):
+            reference = nested.get(path)
             if reference is not None:
                 return reference
             path = parent_path(path)

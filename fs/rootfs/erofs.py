@@ -1,10 +1,11 @@
-"""EROFS images that hold only metadata: names, attributes, extended attributes, directories; files are holes.
+"""EROFS images that hold the metadata of a tree: names, attributes, extended attributes, directories; files are holes.
 
 Mounted as the upper lower layer of an overlay whose data-only layer has the contents, such an image lets the kernel
-answer every ``stat``, ``readdir`` and ``getxattr`` of a root file system by itself.
+answer every ``stat``, ``readdir`` and ``getxattr`` of a root file system by itself. An image can hold the data of some
+files, too: those are read without the data-only layer.
 
 Layout: block 0 holds the superblock; inodes follow from block 1 on, each with its extended attributes and its inline
-data; directory blocks that do not fit inline stand behind all inodes. All numbers are little-endian.
+data; blocks of directories and files that do not fit inline stand behind all inodes. All numbers are little-endian.
 
 Superblock (at offset 1024, 128 bytes), as far as it is not zero:
 
@@ -90,25 +91,33 @@ class _Inode:
     parent: "_Inode | None" = None
     names: dict[bytes, "_Inode"] = field(default_factory=dict)  # of a directory
     xattrs: bytes = b""
-    data_bytes: int = 0  # of a directory: all its blocks; of a symlink: its target
+    held: bytes | None = None  # the content of a regular file that is not a hole
+    data_bytes: int = 0  # of a directory: all its blocks; of a symlink: its target; of a file: what is held
     slot: int = 0
-    block: int = 0  # where whole directory blocks begin
+    block: int = 0  # where whole blocks begin
     inline: int = 0  # bytes that stand behind the inode
 
 
-def build_metadata_image(root: Node, data_path: Callable[[bytes, Node], bytes | None]) -> bytes:
-    """The image of tree *root*; the same tree gives the same bytes.
+def build_metadata_image(
+    root: Node,
+    data_path: Callable[[bytes, Node], bytes | None],
+    held: Callable[[Node], bytes | None] = lambda _node: None,
+) -> bytes:
+    """The image of tree *root*; the same arguments give the same bytes.
 
     Args:
         root: the tree; hard links are Nodes with several names.
         data_path: called with the path and node of each regular file; gives the absolute path of its data within the
             data-only layer, or None for a file without data.
+        held: called with the node of each regular file; gives its content if the image shall hold it.
 
     Raises:
         RefusedError: a name, an attribute or a link count that the format cannot hold.
     """
     inodes = _collect(root)
     for inode in inodes:
+        if stat.S_ISREG(inode.node.mode):
+            inode.held = held(inode.node)
         _measure(inode, data_path)
     slots, blocks = _place(inodes)
     image = bytearray(slots * _SLOT + _META_BLOCK * BLOCK)
@@ -146,7 +155,10 @@ def _measure(inode: _Inode, data_path: Callable[[bytes, Node], bytes | None]) ->
     node = inode.node
     attributes = dict(node.xattrs)
     kind = stat.S_IFMT(node.mode)
-    if kind == stat.S_IFREG:
+    if inode.held is not None:
+        inode.data_bytes = len(inode.held)
+        inode.inline = inode.data_bytes % BLOCK
+    elif kind == stat.S_IFREG:
         inode.inline = len(_HOLE)
         source = data_path(inode.path, node)
         if source is not None:
@@ -159,8 +171,9 @@ def _measure(inode: _Inode, data_path: Callable[[bytes, Node], bytes | None]) ->
         inode.inline = sizes[-1]
     inode.xattrs = _encode_xattrs(attributes, inode.path)
     if _INODE.size + len(inode.xattrs) + inode.inline > BLOCK:
+        is_hole = kind == stat.S_IFREG and inode.held is None
         inode.inline = 0  # it does not fit behind its inode, and must not cross a block
-        if kind == stat.S_IFREG or _INODE.size + len(inode.xattrs) > BLOCK:
+        if is_hole or _INODE.size + len(inode.xattrs) > BLOCK:
             raise RefusedError(f"the attributes of {inode.path!r} are longer than a block")
 
 
@@ -202,7 +215,7 @@ def _directory_blocks(inode: _Inode) -> list[tuple[int, list[tuple[bytes, _Inode
 
 
 def _place(inodes: list[_Inode]) -> tuple[int, int]:
-    """Give every inode its slot and every large directory its blocks; gives the numbers of slots and data blocks."""
+    """Give every inode its slot, and its blocks to what is not inline; gives the numbers of slots and data blocks."""
     position = 0
     for inode in inodes:
         length = _INODE.size + len(inode.xattrs) + inode.inline
@@ -216,7 +229,7 @@ def _place(inodes: list[_Inode]) -> tuple[int, int]:
     first_free = _META_BLOCK + -(-slots * _SLOT // BLOCK)
     block = first_free
     for inode in inodes:
-        whole = inode.data_bytes - inode.inline if not stat.S_ISREG(inode.node.mode) else 0
+        whole = inode.data_bytes - inode.inline
         if whole > 0:
             inode.block = block
             block += -(-whole // BLOCK)
@@ -228,11 +241,11 @@ def _write(image: bytearray, inode: _Inode) -> None:
     kind = stat.S_IFMT(node.mode)
     size, union, layout = 0, 0, _PLAIN
     inline = b""
-    if kind == stat.S_IFREG:
+    if kind == stat.S_IFREG and inode.held is None:
         size = node.content.size if node.content else 0
         union, layout, inline = _WHOLE_FILE_CHUNK, _CHUNKED, _HOLE
-    elif kind in (stat.S_IFDIR, stat.S_IFLNK):
-        data = _directory_data(inode) if kind == stat.S_IFDIR else node.target
+    elif kind in (stat.S_IFREG, stat.S_IFDIR, stat.S_IFLNK):
+        data = inode.held or node.target if kind != stat.S_IFDIR else _directory_data(inode)
         size, union = len(data), inode.block
         layout = _INLINE if inode.inline else _PLAIN
         whole = len(data) - inode.inline

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from fs.format.tree import Node, walk
 from fs.rootfs.erofs import build_metadata_image
 from tests.support.processes import require_tool
 from tests.support.trees import describe, differences, load
@@ -45,6 +46,16 @@ def tree(tmp_path: Path) -> Path:
     return root
 
 
+def loaded_with_contents(tree: Path) -> tuple[Node, dict[int, bytes]]:
+    """The tree as nodes, and the contents of all files up to 64 KiB by the identity of their nodes."""
+    root = load(tree)
+    held = {}
+    for path, node in walk(root):
+        if stat.S_ISREG(node.mode) and (node.content is None or node.content.size <= 1 << 16):
+            held[id(node)] = Path(os.fsdecode(os.fsencode(tree) + path)).read_bytes()
+    return root, held
+
+
 @contextmanager
 def mounted(kind: str, source: str | Path, point: Path, options: str) -> Iterator[Path]:
     point.mkdir()
@@ -73,10 +84,42 @@ def test_metadata_image_over_its_data_is_the_tree(tree: Path, tmp_path: Path) ->
         assert differences(expected, describe(merged)) == []
 
 
-def test_fsck_accepts_the_image(tree: Path, tmp_path: Path) -> None:
+def test_an_image_that_holds_small_files_is_the_tree_without_them_below(tree: Path, tmp_path: Path) -> None:
+    require_tool("mount")
+    if tuple(map(int, os.uname().release.split(".")[:2])) < (6, 5):
+        pytest.skip("data-only lower layers need Linux 6.5")
+    os.truncate(tree / "sparse", 1 << 24)
+    for size in (1, 4095, 4096, 4097, 8192, 3 * 4096 + 4000, 1 << 16):  # 4000 more do not fit behind an inode
+        (tree / f"size-{size}").write_bytes(os.urandom(size))
+    os.setxattr(tree / "size-4095", "user.note", b"v" * 200)
+    root, held = loaded_with_contents(tree)
+    assert len(held) > 3000
+    asked: list[bytes] = []
+
+    def data_path(path: bytes, _: Node) -> bytes:
+        asked.append(path)
+        return path
+
+    file = tmp_path / "meta.erofs"
+    file.write_bytes(build_metadata_image(root, data_path, lambda node: held.get(id(node))))
+    layers = f"ro,metacopy=on,redirect_dir=on,lowerdir={tmp_path / 'meta'}::{tree}"
+
+    assert sorted(asked) == [b"/noted", b"/sparse"]
+    with (
+        mounted("erofs", file, tmp_path / "meta", "ro"),
+        mounted("overlay", "overlay", tmp_path / "merged", layers) as merged,
+    ):
+        assert differences(describe(tree), describe(merged)) == []
+
+
+@pytest.mark.parametrize("holds", [False, True])
+def test_fsck_accepts_the_image(tree: Path, tmp_path: Path, holds: bool) -> None:
     require_tool("fsck.erofs")
     file = tmp_path / "meta.erofs"
-    file.write_bytes(build_metadata_image(load(tree), lambda path, _: path))
+    root, held = loaded_with_contents(tree)
+    file.write_bytes(
+        build_metadata_image(root, lambda path, _: path, lambda node: held.get(id(node)) if holds else None)
+    )
 
     done = subprocess.run(["fsck.erofs", file], check=False, capture_output=True, text=True, timeout=60)
 

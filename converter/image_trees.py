@@ -1,17 +1,17 @@
 """From the layers of an image to the trees and metadata images that are published."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 
 from converter import placement
-from converter.changeset import encode
+from converter.changeset import decode, encode
 from converter.conversion import ReadLayer
 from converter.errors import ConverterError
 from converter.flatten import Tree, layer_alone, same_tree
 from converter.placement import NewChain, NewLayer
 from fs.errors import RefusedError
-from fs.format.tree import Content, Node
+from fs.format.tree import Content, Node, resolve
 from fs.publish.repository import Repository
 from fs.publish.view import View
 from fs.rootfs.erofs import build_metadata_image
@@ -84,16 +84,44 @@ def root_images(  # noqa: PLR0913, PLR0917  # what the image is made of
     rootfs = placement.rootfs_path(config)
     if view.lookup(link) is not None:  # another image with the same layers was first
         rootfs = placement.linked_rootfs_path(view.readlink(link))
-
-    def data_path(path: bytes, node: Node) -> bytes | None:
-        return rootfs + path if node.content is not None and node.content.size else None
-
     try:
-        image = build_metadata_image(tree, data_path)
+        image = root_image(tree, rootfs)
     except RefusedError as error:  # nodes use the tree itself then
         note(f"the root file system has no metadata image: {error}")
         return {}
     return {chain: repository.ingester().add_bytes(image)}
+
+
+def root_image(tree: Node, rootfs: bytes, held: Mapping[bytes, bytes] | None = None) -> bytes:
+    """The metadata image of *tree*, which is published at *rootfs*.
+
+    Args:
+        tree: the root file system.
+        rootfs: its path in the repository.
+        held: contents of the files that the image shall hold itself, by their paths in *tree*.
+
+    Raises:
+        RefusedError: the format cannot hold it.
+    """
+    contents = {id(resolve(tree, path)): content for path, content in (held or {}).items()}
+
+    def data_path(path: bytes, node: Node) -> bytes | None:
+        return rootfs + path if node.content is not None and node.content.size else None
+
+    return build_metadata_image(tree, data_path, lambda node: contents.get(id(node)))
+
+
+def stored_tree(view: View, layers: Sequence[str]) -> Node:
+    """The tree of an image made again from the change sets of its *layers*, lowest first, as they are published.
+
+    Raises:
+        AbsentError, CorruptError, RefusedError: a change set cannot be read.
+        ConverterError: it is no change set, or cannot be applied.
+    """
+    tree = Tree()
+    for layer in layers:
+        tree.apply(decode(view.read(placement.change_set_path(layer), placement.CHANGE_SET_LIMIT_BYTES)))
+    return tree.root
 
 
 @contextmanager

@@ -102,6 +102,11 @@ def start_profile_path(chain: str) -> bytes:
     return chain_path(chain) + b"/start.json"
 
 
+def image_start_profile_path(chain: str) -> bytes:
+    """The part of the start profile that ``rootfs.erofs`` does not hold."""
+    return chain_path(chain) + b"/start.erofs.json"
+
+
 def linked_rootfs_path(target: bytes) -> bytes:
     """The root file system to which the link ``flat`` of a chain with that *target* leads."""
     digits = target.rpartition(b"/")[2]

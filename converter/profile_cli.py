@@ -48,20 +48,20 @@ def profile(
         known = inventory.provenance(view, one.manifest)
         if known is None:
             raise ImageAbsentError(f"{image} has no record of its layers; convert it again")
-        chains = placement.chain_ids([layer.diff_id for layer in known.layers])
         if file is not None:
-            count, revision = publish_profile(repository, chains, file.read_bytes())
+            count, revision = publish_profile(repository, known.layers, file.read_bytes())
             if as_json:
                 print_json({"manifest": one.manifest, "reads": count, "revision": revision})
             else:
                 say(f"revision {revision} has a start profile of {count} files for {image}")
         elif remove:
-            revision = remove_profile(repository, chains)
+            revision = remove_profile(repository, known.layers)
             if as_json:
                 print_json({"manifest": one.manifest, "reads": 0, "revision": revision})
             else:
                 say(f"revision {revision} has no start profile for {image}")
         else:
+            chains = placement.chain_ids([layer.diff_id for layer in known.layers])
             reads = (published_profile(view, chains[-1]) if chains else None) or []
             if as_json:
                 rows = [{"path": os.fsdecode(read.path), "chunks": list(read.chunks)} for read in reads]

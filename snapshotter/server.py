@@ -52,9 +52,9 @@ async def serve(settings: SnapshotterSettings) -> None:
     with directories.lock():
         metastore = Metastore(directories.metadata)
         try:
-            layers = repositories_of(settings)
             traits = overlay_traits()
             decision = decide(settings.rootfs, directories.scratch, traits)
+            layers = repositories_of(settings, decision.form)
             decision.store(directories.form)
             _log.info("root_file_systems", form=str(decision.form), reason=decision.reason)
             images = RootImages(directories, layers, clock=time.monotonic)
@@ -96,12 +96,12 @@ async def serve(settings: SnapshotterSettings) -> None:
             metastore.close()
 
 
-def repositories_of(settings: SnapshotterSettings) -> Repositories:
-    """The repositories that are configured, not looked at."""
+def repositories_of(settings: SnapshotterSettings, form: RootForm) -> Repositories:
+    """The repositories that are configured, not looked at, for containers that get root file systems in *form*."""
 
     def member(name: str, mountpoint: Path, prefixes: tuple[str, ...], *, by_layer_digest: bool) -> Member:
         plain = CvmfsLayers(mountpoint, timeout_s=settings.layer_timeout_s, by_layer_digest=by_layer_digest)
-        layers = ProfiledLayers(plain, mountpoint) if settings.start_profiles else plain
+        layers = ProfiledLayers(plain, mountpoint, form) if settings.start_profiles else plain
         return Member(name=name, mountpoint=mountpoint, layers=layers, prefixes=prefixes)
 
     members: list[Member] = []

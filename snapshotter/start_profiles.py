@@ -1,8 +1,9 @@
 """A LayerFilesystem whose mount is told what a container will read, as soon as its image is asked for.
 
 A whole root file system may have a start profile (``start.json`` beside its ChainID's ``flat``): what an earlier start
-read. The daemon that serves the mount then fetches it at once, while the image is pulled and the container is made.
-It is a hint: nobody waits for it, and what goes wrong is only logged. A mount that is not ours is not asked.
+read; and beside that the part of it that its metadata image does not hold, for those who mount that. The daemon that
+serves the mount then fetches it at once, while the image is pulled and the container is made. It is a hint: nobody
+waits for it, and what goes wrong is only logged. A mount that is not ours is not asked.
 """
 
 import queue
@@ -16,6 +17,7 @@ import structlog
 from fs.client.control import ask
 from fs.client.mountpoints import control_socket, find_mount
 from fs.runtime.errors import UnpackdError
+from snapshotter.config import RootForm
 from snapshotter.filesystem import FoundLayer, LayerFilesystem, RootImage
 from snapshotter.labels import RootOwner, WantedLayer
 from snapshotter.snapshots import LayerSource, SourceKind, Usage
@@ -25,14 +27,22 @@ _AGAIN_S = 60.0
 _MOST_WAITING = 64
 _TIMEOUT_S = 10.0
 PROFILE = "start.json"
+IMAGE_PROFILE = "start.erofs.json"
 
 
 class ProfiledLayers:
-    """*layers* of the repository mounted at *mountpoint*, with hints to the mount."""
+    """*layers* of the repository mounted at *mountpoint*, with hints to the mount.
 
-    def __init__(self, layers: LayerFilesystem, mountpoint: Path) -> None:
+    Args:
+        layers: where they are.
+        mountpoint: of the repository.
+        form: how root file systems are given to containers.
+    """
+
+    def __init__(self, layers: LayerFilesystem, mountpoint: Path, form: RootForm) -> None:
         self._layers = layers
         self._mountpoint = mountpoint
+        self._profiles = (IMAGE_PROFILE, PROFILE) if form is RootForm.EROFS else (PROFILE,)
         self._hinted: dict[LayerSource, float] = {}
         self._waiting: queue.Queue[LayerSource] = queue.Queue(_MOST_WAITING)
         self._thread: threading.Thread | None = None
@@ -89,8 +99,9 @@ class ProfiledLayers:
 
     def _ask(self, source: LayerSource) -> None:
         """Have the mount fetch what the profile of *source* names, if it has one."""
-        profile = Path(self._layers.path(source)).parent / PROFILE
-        if not profile.is_file():
+        beside = Path(self._layers.path(source)).parent
+        profile = next((beside / name for name in self._profiles if (beside / name).is_file()), None)
+        if profile is None:
             return
         mounted = find_mount(self._mountpoint)
         if mounted is None:

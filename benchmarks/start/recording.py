@@ -2,12 +2,14 @@
 
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from benchmarks.start.prepare import NAME, name_of, sources
 from benchmarks.start.ways import Distance, Way, started
-from converter import inventory, placement
+from converter import inventory
+from converter.image_records import LayerRecord
+from converter.placement import chain_ids
 from converter.start_profiles import publish_profile, published_profile
 from fs.format.hashes import Suffix
 from fs.publish.repository import Repository
@@ -23,7 +25,7 @@ def record(work: Path, commands: Mapping[str, tuple[str, ...]]) -> None:
                 start.pull()
                 start.run("record", *command)
                 recorded = json.dumps(start.profile()).encode()
-            count, _ = publish_profile(repository, _chains(repository.view(), image), recorded)
+            count, _ = publish_profile(repository, _layers(repository.view(), image), recorded)
             print(f"{image}: a start profile of {count} files", file=sys.stderr)
 
 
@@ -31,7 +33,7 @@ def read_bytes(work: Path, image: str) -> dict[str, float]:
     """Files that a start reads; MB of their contents, of large files the chunks that are touched; MB as stored."""
     view = Repository.open(NAME, str(work / "storage"), work / "keys", durable=False).view()
     objects: dict[str, int] = {}
-    reads = published_profile(view, _chains(view, image)[-1]) or []
+    reads = published_profile(view, chain_ids([layer.diff_id for layer in _layers(view, image)])[-1]) or []
     for read in reads:
         content = view.content(read.path)
         if content.hash is not None:
@@ -43,9 +45,9 @@ def read_bytes(work: Path, image: str) -> dict[str, float]:
     return {"files": len(reads), "read MB": sum(objects.values()) / 1e6, "stored MB": stored / 1e6}
 
 
-def _chains(view: View, image: str) -> list[str]:
+def _layers(view: View, image: str) -> Sequence[LayerRecord]:
     _, one = inventory.chosen(view, name_of(image))
     known = inventory.provenance(view, one.manifest)
     if known is None:
         raise RuntimeError(f"{image} was not converted")
-    return placement.chain_ids([layer.diff_id for layer in known.layers])
+    return known.layers

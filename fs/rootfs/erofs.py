@@ -78,6 +78,9 @@ _XATTR_PREFIXES = (
 _LONGEST_NAME = 255
 _LONGEST_VALUE = 0xFFFF
 
+LARGEST_HELD_BYTES = 1 << 16
+"""Larger files are left to the data-only layer: there pages are shared between images, and parts can be fetched."""
+
 METACOPY = b"trusted.overlay.metacopy"
 REDIRECT = b"trusted.overlay.redirect"
 

@@ -16,7 +16,7 @@ from typing import TypeVar
 
 from fs.errors import MountingError
 from fs.format.tree import Content, Node
-from fs.rootfs.erofs import build_metadata_image
+from fs.rootfs.erofs import LARGEST_HELD_BYTES, build_metadata_image
 from fs.rootfs.overlay import METADATA_ONLY, lowerdir
 
 _T = TypeVar("_T")
@@ -218,15 +218,19 @@ def try_root(root: Path, point: Path) -> None:
 
 
 def _file_with_data(root: Path) -> str | None:
-    """Some regular file that is not empty, if one is among the first names."""
+    """A regular file that is not empty, if one is among the first names: best one whose data no image holds."""
     pending = deque([str(root)])
     looked_at = 0
+    found: str | None = None
     while pending and looked_at < _LOOKED_AT_LIMIT:
         with suppress(NotADirectoryError), os.scandir(pending.popleft()) as entries:
             for entry in entries:
                 looked_at += 1
                 if entry.is_dir(follow_symlinks=False):
                     pending.append(entry.path)
-                elif entry.is_file(follow_symlinks=False) and entry.stat(follow_symlinks=False).st_size:
-                    return entry.path
-    return None
+                elif entry.is_file(follow_symlinks=False):
+                    size = entry.stat(follow_symlinks=False).st_size
+                    if size > LARGEST_HELD_BYTES:
+                        return entry.path
+                    found = found or (entry.path if size else None)
+    return found

@@ -91,7 +91,7 @@ class Ingester:
                 finish_one()
         return Content(size, None, tuple(chunks), self.codec.compression)
 
-    def _pieces(self, read: Callable[[int], bytes], size: int) -> Iterator[tuple[int, bytes]]:
+    def _pieces(self, read: Callable[[int], bytes], size: int) -> Iterator[tuple[int, bytearray]]:
         """What a file is cut into, each with its offset; one at least."""
         sizes = self.codec.chunk_sizes
         rest = bytearray()
@@ -100,9 +100,9 @@ class Ingester:
         while True:
             remaining -= _fill(rest, read, min(sizes.most - len(rest), remaining))
             length = next_cut(rest, sizes)
-            with memoryview(rest) as view:
-                yield offset, bytes(view[:length])
-            del rest[:length]
+            piece, rest = rest, rest[length:]
+            del piece[length:]  # which copies nothing
+            yield offset, piece
             offset += length
             if offset == size:
                 return

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 
-from fs.format.catalog import Entry
+from fs.format.entries import Entry
 from fs.format.paths import components, parent_path
 from fs.format.tree import Content
 from fs.publish.catalogs import Subtree

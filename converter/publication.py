@@ -39,7 +39,7 @@ from fs.publish.repository import Commit, Repository
 from fs.publish.view import View
 
 if TYPE_CHECKING:
-    from fs.format.catalog import Entry
+    from fs.format.entries import Entry
 
 COMMIT_TIMEOUT_S = 600.0
 

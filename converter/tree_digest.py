@@ -12,7 +12,7 @@ import hashlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
-from fs.format.catalog import Entry, Flag
+from fs.format.entries import Entry, Flag
 from fs.format.tree import Content, Node, walk
 from fs.publish.view import View
 

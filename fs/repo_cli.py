@@ -15,7 +15,7 @@ from fs.runtime.exits import Exit
 from fs.runtime.output import command_errors, print_json, say
 
 if TYPE_CHECKING:
-    from fs.format.catalog import Entry
+    from fs.format.entries import Entry
     from fs.format.history import Tag
     from fs.format.manifest import Manifest
     from fs.publish.check import Verdict
@@ -358,7 +358,8 @@ def _shown(name: bytes) -> str:
 def _facts(store: "ReadStore", manifest: "Manifest") -> dict[str, Any]:
     from contextlib import closing
 
-    from fs.format.catalog import Catalog, connect_bytes
+    from fs.format.catalog import Catalog
+    from fs.format.databases import connect_bytes
     from fs.publish.published import read_tags, read_whitelist
     from fs.publish.signing import expiry_warnings, published_certificate_expires
     from fs.publish.view import CatalogCache

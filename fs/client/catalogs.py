@@ -20,7 +20,9 @@ from fs.client.objects import Objects, check_file
 from fs.client.receiving import ObjectRef
 from fs.client.snapshots import FOLDER, Snapshots, is_inside
 from fs.errors import CatalogError, CorruptError
-from fs.format.catalog import Catalog, Entry, Name, connect_bytes, secure
+from fs.format.catalog import Catalog
+from fs.format.databases import connect_bytes, secure
+from fs.format.entries import Entry, Name
 from fs.format.hashes import Hash, Suffix
 from fs.format.lookup import serving_catalog
 from fs.store.single_flight import SingleFlight

@@ -15,7 +15,7 @@ import stat
 from fs.client.catalogs import Found
 from fs.client.inodes import KEY_BYTES
 from fs.client.repository import Placed
-from fs.format.catalog import Entry
+from fs.format.entries import Entry
 
 VIEW = b"/.unpackd/content"
 _BELOW = VIEW + b"/"

@@ -19,7 +19,8 @@ import structlog
 
 from fs.client.catalogs import Found
 from fs.client.dormants import Dormant, Dormants
-from fs.format.catalog import Catalog, Entry, Flag
+from fs.format.catalog import Catalog
+from fs.format.entries import Entry, Flag
 
 _log = structlog.get_logger()
 

@@ -41,7 +41,7 @@ from fs.client.prefetch import Prefetcher, Progress
 from fs.client.profile import Read
 from fs.client.repository import Placed, Repository, Revision, Selection
 from fs.errors import AbsentError
-from fs.format.catalog import Flag
+from fs.format.entries import Flag
 from fs.format.history import Tag
 from fs.format.symlinks import decode_literal, expand_target
 from fs.format.trust import load_public_keys

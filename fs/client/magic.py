@@ -16,8 +16,9 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from fs.client.catalogs import Found
 from fs.client.operations import Operations
-from fs.format.catalog import Catalog, Flag
+from fs.format.catalog import Catalog
 from fs.format.compression import Compression
+from fs.format.entries import Flag
 from fs.store.failover import FailoverReader
 from fs.store.http import without_secrets
 from fs.store.proxies import DIRECT, ProxyChooser

@@ -27,7 +27,7 @@ from fs.client.prefetch import FAR_S, Prefetcher, ReadAhead
 from fs.client.profile import ReadRecorder
 from fs.client.repository import Placed, Repository
 from fs.errors import FsError
-from fs.format.catalog import Entry, Flag, Name
+from fs.format.entries import Entry, Flag, Name
 from fs.format.paths import name_of, parent_path
 from fs.format.symlinks import decode_literal, expand_target
 

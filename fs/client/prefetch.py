@@ -23,7 +23,7 @@ from fs.client.profile import Read
 from fs.client.receiving import ObjectRef
 from fs.client.repository import Placed, Repository
 from fs.errors import AbsentError, FsError
-from fs.format.catalog import Entry, Flag
+from fs.format.entries import Entry, Flag
 from fs.format.paths import is_below
 
 _log = structlog.get_logger()

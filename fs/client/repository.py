@@ -29,8 +29,9 @@ from fs.errors import (
     RefusedError,
     UnreachableError,
 )
-from fs.format.catalog import Entry, Flag, connect_bytes
 from fs.format.compression import Compression
+from fs.format.databases import connect_bytes
+from fs.format.entries import Entry, Flag
 from fs.format.hashes import Hash, Suffix
 from fs.format.history import History, Tag
 from fs.format.manifest import Manifest

@@ -10,19 +10,10 @@ import stat
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Sequence
 
-from fs.format.catalog import (
-    DIRECTORY_SIZE,
-    INSERT_ENTRY,
-    SCHEMA,
-    SCHEMA_REVISION,
-    SCHEMA_VERSION,
-    Catalog,
-    Entry,
-    Flag,
-    connect_bytes,
-    entry_row,
-    is_name,
-)
+from fs.format.catalog import Catalog
+from fs.format.catalog_rows import INSERT_ENTRY, SCHEMA, SCHEMA_REVISION, SCHEMA_VERSION, entry_row
+from fs.format.databases import connect_bytes
+from fs.format.entries import DIRECTORY_SIZE, Entry, Flag, is_name
 from fs.format.hashes import Hash
 from fs.format.history import Tag
 

@@ -1,335 +1,40 @@
-"""File catalogs: SQLite databases that hold one subtree each, as rows and as values.
+"""File catalogs: SQLite databases that hold one subtree each, read.
 
 Everything works on a connection that the caller made (from a file or from memory), so this module does no I/O of its
-own. Source: CernVM-FS 2.12, catalog_sql.cc, catalog_counters.h, directory_entry.h.
+own. Source: CernVM-FS 2.12, catalog_sql.cc, catalog.cc.
 """
 
 import sqlite3
 import stat
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
-from enum import IntFlag
-from functools import cache
-from typing import NamedTuple, TypeVar
+from dataclasses import replace
+from typing import TypeVar
 
 from fs.errors import CatalogError, HashSyntaxError
+from fs.format.catalog_rows import (
+    ABSENT_COLUMNS,
+    COLUMNS,
+    DEFAULT_TTL_S,
+    NO_PREDECESSOR,
+    SCHEMA_VERSION,
+    algorithm_of,
+    check_numbers,
+    entry_of,
+    hardlinks_of,
+    hash_of,
+)
 from fs.format.columns import as_bytes, as_number, as_text
-from fs.format.compression import Compression
-from fs.format.hashes import DIGEST_BYTES, Algorithm, Hash, Suffix
-from fs.format.paths import ROOT, name_of, parent_path, path_key
+from fs.format.databases import plain_columns
+from fs.format.entries import COUNTER_NAMES, Counters, Entry, Flag, Name, NestedReference, is_name
+from fs.format.hashes import Algorithm, Hash, Suffix
+from fs.format.paths import ROOT, parent_path, path_key
 from fs.format.tree import Chunk, Content
-from fs.format.xattrs import decode_xattrs, encode_xattrs
 
 T = TypeVar("T")
 
-SCHEMA_VERSION = "2.5"
-SCHEMA_REVISION = "7"
-DEFAULT_TTL_S = 240
-NO_PREDECESSOR = "0" * 40
-"""``previous_revision`` of a catalog that has none."""
-
-DIRECTORY_SIZE = 4096
-"""What directories state as their size."""
-
-SCHEMA = """
-CREATE TABLE properties (key TEXT, value TEXT, CONSTRAINT pk_properties PRIMARY KEY (key));
-CREATE TABLE catalog (md5path_1 INTEGER, md5path_2 INTEGER, parent_1 INTEGER, parent_2 INTEGER,
-  hardlinks INTEGER, hash BLOB, size INTEGER, mode INTEGER, mtime INTEGER, mtimens INTEGER,
-  flags INTEGER, name TEXT, symlink TEXT, uid INTEGER, gid INTEGER, xattr BLOB,
-  CONSTRAINT pk_catalog PRIMARY KEY (md5path_1, md5path_2));
-CREATE INDEX idx_catalog_parent ON catalog (parent_1, parent_2);
-CREATE TABLE chunks (md5path_1 INTEGER, md5path_2 INTEGER, offset INTEGER, size INTEGER, hash BLOB,
-  CONSTRAINT pk_chunks PRIMARY KEY (md5path_1, md5path_2, offset, size),
-  FOREIGN KEY (md5path_1, md5path_2) REFERENCES catalog(md5path_1, md5path_2));
-CREATE TABLE nested_catalogs (path TEXT, sha1 TEXT, size INTEGER, CONSTRAINT pk_nested_catalogs PRIMARY KEY (path));
-CREATE TABLE bind_mountpoints (path TEXT, sha1 TEXT, size INTEGER,
-  CONSTRAINT pk_bind_mountpoints PRIMARY KEY (path));
-CREATE TABLE statistics (counter TEXT, value INTEGER, CONSTRAINT pk_statistics PRIMARY KEY (counter));
-"""
-
-LINKS_SCHEMA = """
-CREATE TABLE unpackd_links (md5path_1 INTEGER, md5path_2 INTEGER, link_group INTEGER, linkcount INTEGER,
-  CONSTRAINT pk_unpackd_links PRIMARY KEY (md5path_1, md5path_2));
-"""
-"""What the reference schema cannot express of link counts. The table exists only in catalogs that need it.
-
-Hard links whose names lie in several directories: the rows of ``catalog`` say link count 1 for them, so every other
-reader sees independent files with equal content; readers that know this table see one inode. Directories that have
-hidden directories in them: the rows of ``catalog`` count those, as the reference's checker demands; here, with the link
-group 0, stands the link count without them, which is what readers that know this table show.
-"""
-
-INSERT_ENTRY = (
-    "INSERT OR REPLACE INTO catalog (md5path_1, md5path_2, parent_1, parent_2, hardlinks, hash, size, mode, mtime,"
-    " mtimens, flags, name, symlink, uid, gid, xattr)"
-    # names are bytes: bound as blobs, stored as text whatever their encoding
-    " VALUES (?,?,?,?,?,?,?,?,?,?,?,CAST(? AS TEXT),CAST(? AS TEXT),?,?,?)"
-)
-INSERT_CHUNK = "INSERT OR REPLACE INTO chunks (md5path_1, md5path_2, offset, size, hash) VALUES (?,?,?,?,?)"
-
-_NS = 1_000_000_000
-_HASH_SHIFT, _HASH_MASK = 8, 7
-_COMPRESSION_SHIFT, _COMPRESSION_MASK = 11, 7
-_GROUP_SHIFT, _COUNT_MASK = 32, 0xFFFFFFFF
-
-Row = tuple[
-    int,
-    int,
-    int,
-    int,
-    int,
-    bytes | None,
-    int,
-    int,
-    int,
-    int | None,
-    int,
-    bytes,
-    bytes,
-    int,
-    int,
-    bytes | None,
-]
-
-
-class Flag(IntFlag):
-    """Bits of the column ``flags`` that are not numbers."""
-
-    DIRECTORY = 1
-    NESTED_MOUNTPOINT = 2
-    FILE = 4
-    LINK = 8
-    SPECIAL = 16
-    NESTED_ROOT = 32
-    CHUNKED = 64
-    EXTERNAL = 128
-    BIND_MOUNTPOINT = 0x4000
-    HIDDEN = 0x8000
-    DIRECT_IO = 0x10000
-
-
-NO_FLAGS = Flag(0)
-
 _TABLES = {b"catalog", b"chunks", b"nested_catalogs", b"statistics"}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Entry:
-    """One row of a catalog, as a reader wants it.
-
-    ``size`` is what a file's content must have; symlinks and devices have their own fields. The content of a chunked
-    file is asked from the catalog (``Catalog.content``).
-    """
-
-    name: bytes
-    mode: int
-    uid: int
-    gid: int
-    size: int
-    mtime_ns: int
-    hash: Hash | None = None
-    compression: Compression = Compression.ZLIB
-    algorithm: Algorithm = Algorithm.SHA1  # of the content, also where hash is None (chunked)
-    target: bytes = b""
-    rdev: int = 0
-    linkcount: int = 1
-    link_group: int = 0  # equal numbers in one catalog mean one inode; 0 is none
-    xattrs: Mapping[bytes, bytes] = field(default_factory=dict)
-    flags: Flag = NO_FLAGS
-    rowid: int = 0
-
-    @property
-    def is_directory(self) -> bool:
-        """True for directories, nested and bind mount points included."""
-        return stat.S_ISDIR(self.mode)
-
-    @property
-    def is_regular(self) -> bool:
-        """True for regular files."""
-        return stat.S_ISREG(self.mode)
-
-    @property
-    def is_symlink(self) -> bool:
-        """True for symbolic links."""
-        return stat.S_ISLNK(self.mode)
-
-
-class Name(NamedTuple):
-    """What a directory lists, without what the row says of it."""
-
-    rowid: int
-    name: bytes
-    is_shown: bool  # false for hidden entries, and for rows that a look-up by name would not find
-
-
-def type_flags(mode: int) -> Flag:
-    """The type bits that belong to *mode*."""
-    match stat.S_IFMT(mode):
-        case stat.S_IFDIR:
-            return Flag.DIRECTORY
-        case stat.S_IFLNK:
-            return Flag.FILE | Flag.LINK
-        case stat.S_IFREG:
-            return Flag.FILE
-        case _:
-            return Flag.FILE | Flag.SPECIAL
-
-
-def entry_row(path: bytes, entry: Entry) -> Row:
-    """The row, in the order of INSERT_ENTRY, that stores *entry* at canonical *path*.
-
-    The type bits follow from the mode; a hash algorithm and a compression are written for regular files only.
-    """
-    flags = int(entry.flags | type_flags(entry.mode))
-    if entry.hash is not None or entry.flags & Flag.CHUNKED:
-        flags |= entry.algorithm.flag_number << _HASH_SHIFT
-    if entry.is_regular:
-        flags |= entry.compression.value << _COMPRESSION_SHIFT
-    seconds, nanoseconds = divmod(entry.mtime_ns, _NS)
-    parent = (0, 0) if path == ROOT else path_key(parent_path(path))
-    return (
-        *path_key(path),
-        *parent,
-        entry.link_group << _GROUP_SHIFT | entry.linkcount,
-        entry.hash.digest if entry.hash else None,
-        _stored_size(entry),
-        entry.mode,
-        seconds,
-        nanoseconds,
-        flags,
-        name_of(path),
-        entry.target,
-        entry.uid,
-        entry.gid,
-        encode_xattrs(entry.xattrs),
-    )
-
-
-def _stored_size(entry: Entry) -> int:
-    if entry.is_symlink:
-        return len(entry.target)
-    if stat.S_ISCHR(entry.mode) or stat.S_ISBLK(entry.mode):
-        return entry.rdev
-    return entry.size
-
-
-@dataclass(frozen=True, slots=True)
-class NestedReference:
-    """A row of ``nested_catalogs`` or ``bind_mountpoints``."""
-
-    path: bytes
-    hash: Hash
-    size: int  # of the uncompressed database; 0 if unknown
-    is_bind: bool = False
-
-
-COUNTER_NAMES = (
-    "regular",
-    "symlink",
-    "special",
-    "dir",
-    "nested",
-    "chunked",
-    "chunks",
-    "file_size",
-    "chunked_size",
-    "xattr",
-    "external",
-    "external_file_size",
-)
-
-
-@dataclass(frozen=True, slots=True)
-class Counters:
-    """The 24 numbers of the table ``statistics``: of the catalog itself, and of all below it."""
-
-    own: Mapping[str, int]
-    subtree: Mapping[str, int]
-
-    @property
-    def total(self) -> dict[str, int]:
-        """Own plus subtree, by counter."""
-        return {name: self.own[name] + self.subtree[name] for name in COUNTER_NAMES}
-
-
-def count_entry(counters: dict[str, int], entry: Entry, *, chunks: int = 0, sign: int = 1) -> None:
-    """Add (*sign* 1) or take away (-1) what *entry* contributes to its catalog's own counters."""
-    kind = type_flags(entry.mode)
-    if entry.xattrs:
-        counters["xattr"] += sign
-    if kind & Flag.DIRECTORY:
-        counters["dir"] += sign
-    elif kind & Flag.LINK:
-        counters["symlink"] += sign
-    elif kind & Flag.SPECIAL:
-        counters["special"] += sign
-    else:
-        counters["regular"] += sign
-        counters["file_size"] += sign * entry.size
-        if entry.flags & Flag.CHUNKED:
-            counters["chunked"] += sign
-            counters["chunked_size"] += sign * entry.size
-            counters["chunks"] += sign * chunks
-        if entry.flags & Flag.EXTERNAL:
-            counters["external"] += sign
-            counters["external_file_size"] += sign * entry.size
-
-
-def secure(connection: sqlite3.Connection) -> None:
-    """Settings for a database that somebody else wrote: nothing in it may run, damage is noticed, text is bytes."""
-    connection.text_factory = bytes
-    connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, _LONGEST_VALUE_BYTES)
-    connection.setlimit(sqlite3.SQLITE_LIMIT_VDBE_OP, _LONGEST_PROGRAM)
-    connection.execute("PRAGMA trusted_schema=OFF")
-    connection.execute("PRAGMA cell_size_check=ON")
-    connection.execute("PRAGMA mmap_size=0")
-
-
-def plain_columns(connection: sqlite3.Connection, table: str) -> set[str]:
-    """The columns of *table*, a table of the format; empty if there is none.
-
-    Raises:
-        CatalogError: it computes columns, or is read by a module of SQLite: a hostile database could do anything there.
-        sqlite3.DatabaseError: the database cannot be read.
-    """
-    columns = connection.execute(f"PRAGMA table_xinfo({table})").fetchall()
-    sql = connection.execute("SELECT sql FROM sqlite_schema WHERE type='table' AND name=?", (table,)).fetchone()
-    is_virtual = sql is not None and not as_text(sql[0]).upper().startswith("CREATE TABLE")
-    if is_virtual or any(hidden for *_, hidden in columns):
-        raise CatalogError(f"the table {table} is not a plain one")
-    return {as_text(row[1]) for row in columns}
-
-
-def connect_bytes(database: bytes) -> sqlite3.Connection:
-    """A read-only view of a database that is in memory; close it after use.
-
-    Raises:
-        CatalogError: it is not an SQLite database.
-    """
-    if not database:
-        raise CatalogError("not an SQLite database: it is empty")  # SQLite would say that there is no memory
-    connection = sqlite3.connect(":memory:", check_same_thread=False, isolation_level=None)
-    try:
-        connection.deserialize(database)
-        secure(connection)
-        connection.execute("PRAGMA query_only=ON")
-        connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()
-    except (sqlite3.DatabaseError, OverflowError, UnicodeDecodeError) as error:  # messages quote bytes of the file
-        connection.close()
-        raise CatalogError(f"not an SQLite database: {error}") from error
-    return connection
-
-
-_COLUMNS = "{hardlinks}, hash, size, mode, mtime, {mtimens}, flags, name, symlink, {uid}, {gid}, {xattr}, rowid"
-
-_ABSENT_COLUMNS = {"hardlinks": "1", "mtimens": "NULL", "uid": "0", "gid": "0", "xattr": "NULL"}
-"""What stands for columns that older schemas lack."""
-
-_LONGEST_NAME = 255
 _FOLDERS_KNOWN = 1024
 _ROWS_AT_ONCE = 1000
-_LONGEST_VALUE_BYTES = 16 << 20  # of what SQLite may hold at a time; attributes are the longest values, with 64 KiB
-_LONGEST_PROGRAM = 20_000  # steps of a compiled statement; ours have some dozens
 
 
 class Catalog:
@@ -378,8 +83,8 @@ class Catalog:
         self._has_links = b"unpackd_links" in tables
         self._has_statistics = b"statistics" in tables
         self._nested_size = "size" if "size" in nested_columns else "0"
-        self._select = "SELECT " + _COLUMNS.format(
-            **{name: name if name in columns else other for name, other in _ABSENT_COLUMNS.items()}
+        self._select = "SELECT " + COLUMNS.format(
+            **{name: name if name in columns else other for name, other in ABSENT_COLUMNS.items()}
         )
 
     def _check_schema(self) -> None:
@@ -523,7 +228,7 @@ class Catalog:
         statement = "SELECT offset, size, hash FROM chunks WHERE md5path_1=? AND md5path_2=? ORDER BY offset"
         rows = self._all(statement, path_key(self.inner(path)))
         try:
-            return tuple(Chunk(int(offset), int(size), _hash(digest, algorithm)) for offset, size, digest in rows)
+            return tuple(Chunk(int(offset), int(size), hash_of(digest, algorithm)) for offset, size, digest in rows)
         except (TypeError, ValueError, HashSyntaxError) as error:
             raise CatalogError(f"the chunks of {path!r} are malformed") from error
 
@@ -544,7 +249,7 @@ class Catalog:
                 "SELECT md5path_1, md5path_2 FROM catalog WHERE parent_1=? AND parent_2=? AND hardlinks=?"
                 " ORDER BY 1, 2 LIMIT 1"
             )
-            hardlinks = entry.link_group << _GROUP_SHIFT | entry.linkcount
+            hardlinks = hardlinks_of(entry)
             row = self._one(statement, (*path_key(parent_path(self.inner(path))), hardlinks))
         return path_key(self.inner(path)) if row is None else row
 
@@ -572,8 +277,8 @@ class Catalog:
                 try:
                     if bits & Flag.EXTERNAL:
                         continue
-                    name = _hash(digest, Algorithm.from_flag_number(bits >> _HASH_SHIFT & _HASH_MASK))
-                    _check_numbers(0, size, stat.S_IFREG, 0)
+                    name = hash_of(digest, algorithm_of(bits))
+                    check_numbers(0, size, stat.S_IFREG, 0)
                 except (TypeError, ValueError, HashSyntaxError) as error:
                     raise CatalogError(f"an object of the catalog of {self.mountpoint!r} is malformed") from error
                 yield name, suffix, size
@@ -649,32 +354,10 @@ class Catalog:
             raise CatalogError(f"catalog of {self.mountpoint!r} cannot be read: {error}") from error
 
     def _entry(self, row: tuple, key: tuple[int, int]) -> Entry:  # type: ignore[type-arg]  # a raw row
-        hardlinks, digest, size, mode, mtime, mtimens, bits, name, symlink, uid, gid, xattr, rowid = row
         try:
-            _check_numbers(hardlinks, size, mode, mtime, mtimens or 0, bits, uid, gid)
-            algorithm = Algorithm.from_flag_number(bits >> _HASH_SHIFT & _HASH_MASK)
-            uncompressed = bits >> _COMPRESSION_SHIFT & _COMPRESSION_MASK
-            is_device = stat.S_ISCHR(mode) or stat.S_ISBLK(mode)
-            entry = Entry(
-                name=as_bytes(name),
-                mode=mode,
-                uid=uid,
-                gid=gid,
-                size=size if stat.S_ISREG(mode) or stat.S_ISDIR(mode) else 0,
-                mtime_ns=mtime * _NS + (mtimens or 0),
-                hash=None if digest is None else _hash(digest, algorithm),
-                compression=Compression.NONE if uncompressed else Compression.ZLIB,
-                algorithm=algorithm,
-                target=as_bytes(symlink),
-                rdev=size if is_device else 0,
-                linkcount=hardlinks & _COUNT_MASK,
-                link_group=hardlinks >> _GROUP_SHIFT,
-                xattrs=decode_xattrs(xattr) if xattr is not None else {},
-                flags=_flags(bits & _FLAG_BITS),
-                rowid=rowid,
-            )
+            entry = entry_of(row)
         except (TypeError, ValueError, HashSyntaxError) as error:
-            raise CatalogError(f"entry {name!r} of the catalog of {self.mountpoint!r} is malformed") from error
+            raise CatalogError(f"entry {row!r:.200} of the catalog of {self.mountpoint!r} is malformed") from error
         if not self._has_links or (entry.is_directory and self._is_as_stored):
             return entry
         links = self._one("SELECT link_group, linkcount FROM unpackd_links WHERE md5path_1=? AND md5path_2=?", key)
@@ -684,33 +367,3 @@ class Catalog:
             return replace(entry, link_group=-as_number(links[0]), linkcount=as_number(links[1]))
         except ValueError as error:
             raise CatalogError(f"the links of {entry.name!r} are malformed") from error
-
-
-def is_name(name: bytes) -> bool:
-    """True if a file can have *name*."""
-    return name not in (b"", b".", b"..") and b"/" not in name and b"\0" not in name and len(name) <= _LONGEST_NAME
-
-
-def _check_numbers(*values: int) -> None:
-    """Refuse what a hostile database may hold in place of numbers: text, blobs, negative sizes, modes without type."""
-    if set(map(type, values)) != _NUMBERS:
-        raise TypeError("not a number")
-    hardlinks, size, mode, mtime, *others = values
-    if min(hardlinks, size, mode, *others) < 0 or mode >> 16 or not stat.S_IFMT(mode) or abs(mtime) >> 40:
-        raise ValueError("out of range")
-
-
-_NUMBERS = {int}
-_FLAG_BITS = sum(flag.value for flag in Flag)
-
-
-@cache
-def _flags(bits: int) -> Flag:
-    """``Flag(bits)``, of which there are few in use."""
-    return Flag(bits)
-
-
-def _hash(digest: bytes, algorithm: Algorithm) -> Hash:
-    if not isinstance(digest, bytes) or len(digest) != DIGEST_BYTES:
-        raise HashSyntaxError(repr(digest))
-    return Hash(digest, algorithm)

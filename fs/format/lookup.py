@@ -6,7 +6,8 @@ So synchronous and asynchronous readers share it; each drives it with its own wa
 
 from collections.abc import Generator
 
-from fs.format.catalog import Catalog, Entry, NestedReference
+from fs.format.catalog import Catalog
+from fs.format.entries import Entry, NestedReference
 
 Walk = Generator[NestedReference, Catalog, Catalog]
 

@@ -14,9 +14,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 from fs.errors import RefusedError
-from fs.format.catalog import (
-    COUNTER_NAMES,
-    DIRECTORY_SIZE,
+from fs.format.catalog_rows import (
     INSERT_CHUNK,
     INSERT_ENTRY,
     LINKS_SCHEMA,
@@ -24,12 +22,10 @@ from fs.format.catalog import (
     SCHEMA,
     SCHEMA_REVISION,
     SCHEMA_VERSION,
-    Entry,
-    Flag,
     Row,
-    type_flags,
 )
 from fs.format.compression import FAST_LEVEL, Compression, deflate
+from fs.format.entries import COUNTER_NAMES, DIRECTORY_SIZE, Entry, Flag, type_flags
 from fs.format.hashes import Algorithm, Hash, Suffix
 from fs.format.paths import ROOT, name_of, parent_path, path_key
 from fs.format.symlinks import encode_literal

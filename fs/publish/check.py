@@ -17,8 +17,10 @@ from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
 
 from fs.errors import CorruptError, FsError, NotTrustedError
-from fs.format.catalog import Catalog, NestedReference, connect_bytes
+from fs.format.catalog import Catalog
 from fs.format.compression import Compression, Inflater, inflate
+from fs.format.databases import connect_bytes
+from fs.format.entries import NestedReference
 from fs.format.hashes import Hash, Suffix
 from fs.format.history import History, Tag
 from fs.format.manifest import MAX_MANIFEST_BYTES, Manifest

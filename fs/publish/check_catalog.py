@@ -9,8 +9,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
 from fs.errors import CatalogError
-from fs.format.catalog import COUNTER_NAMES, Catalog, Entry, Flag, NestedReference, count_entry, is_name, type_flags
+from fs.format.catalog import Catalog
 from fs.format.compression import Compression
+from fs.format.entries import COUNTER_NAMES, Entry, Flag, NestedReference, count_entry, is_name, type_flags
 from fs.format.hashes import Hash, Suffix
 from fs.format.paths import ROOT, name_of, path_key
 from fs.publish.catalogs import MARKER

@@ -6,7 +6,9 @@ from dataclasses import dataclass
 from enum import Enum
 
 from fs.errors import CatalogError
-from fs.format.catalog import Catalog, Entry, Flag, NestedReference, connect_bytes
+from fs.format.catalog import Catalog
+from fs.format.databases import connect_bytes
+from fs.format.entries import Entry, Flag, NestedReference
 from fs.format.hashes import Hash
 from fs.format.paths import ROOT
 from fs.publish.view import CatalogCache

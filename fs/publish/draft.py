@@ -4,19 +4,10 @@ import sqlite3
 from collections.abc import Mapping
 from dataclasses import replace
 
-from fs.format.catalog import (
-    COUNTER_NAMES,
-    INSERT_CHUNK,
-    INSERT_ENTRY,
-    LINKS_SCHEMA,
-    Catalog,
-    Entry,
-    Flag,
-    NestedReference,
-    connect_bytes,
-    count_entry,
-    entry_row,
-)
+from fs.format.catalog import Catalog
+from fs.format.catalog_rows import INSERT_CHUNK, INSERT_ENTRY, LINKS_SCHEMA, entry_row
+from fs.format.databases import connect_bytes
+from fs.format.entries import COUNTER_NAMES, Entry, Flag, NestedReference, count_entry
 from fs.format.hashes import Hash
 from fs.format.paths import ROOT, path_key
 from fs.format.tree import Content

@@ -21,7 +21,8 @@ from pathlib import Path
 import structlog
 
 from fs.errors import AbsentError, FsError, RefusedError
-from fs.format.catalog import NestedReference, connect_bytes
+from fs.format.databases import connect_bytes
+from fs.format.entries import NestedReference
 from fs.format.hashes import Hash, Suffix
 from fs.format.manifest import MAX_MANIFEST_BYTES, Manifest
 from fs.format.paths import ROOT

@@ -12,8 +12,10 @@ from types import TracebackType
 from typing import Self
 
 from fs.errors import AbsentError, CorruptError, FsError, MalformedError
-from fs.format.catalog import Catalog, NestedReference, connect_bytes
+from fs.format.catalog import Catalog
 from fs.format.compression import inflate
+from fs.format.databases import connect_bytes
+from fs.format.entries import NestedReference
 from fs.format.hashes import Algorithm, Hash, Suffix
 from fs.format.paths import ROOT
 from fs.publish.replica_state import Scope

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from fs.format.catalog import Entry
+from fs.format.entries import Entry
 from fs.format.tree import Content
 from fs.publish.catalogs import Subtree
 

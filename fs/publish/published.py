@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from fs.errors import AbsentError
-from fs.format.catalog import connect_bytes
 from fs.format.compression import deflate, inflate
+from fs.format.databases import connect_bytes
 from fs.format.hashes import Hash, Suffix
 from fs.format.history import MAGIC_TAGS, TRUNK, TRUNK_PREVIOUS, History, Tag, create_history
 from fs.format.manifest import MAX_MANIFEST_BYTES, Manifest

@@ -21,8 +21,10 @@ import structlog
 from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
 
 from fs.errors import AbsentError, CorruptError, RefusedError, RollbackError, UnreachableError
-from fs.format.catalog import Catalog, Flag, NestedReference, connect_bytes
+from fs.format.catalog import Catalog
 from fs.format.compression import inflate
+from fs.format.databases import connect_bytes
+from fs.format.entries import Flag, NestedReference
 from fs.format.hashes import Hash, Suffix
 from fs.format.history import History, Tag
 from fs.format.manifest import MAX_MANIFEST_BYTES, Manifest

@@ -12,8 +12,10 @@ from functools import partial
 from pathlib import Path
 
 from fs.errors import AbsentError, FsError, RefusedError
-from fs.format.catalog import DEFAULT_TTL_S, DIRECTORY_SIZE, Entry, connect_bytes
+from fs.format.catalog_rows import DEFAULT_TTL_S
 from fs.format.compression import deflate_classic
+from fs.format.databases import connect_bytes
+from fs.format.entries import DIRECTORY_SIZE, Entry
 from fs.format.hashes import Algorithm, Hash, Suffix
 from fs.format.history import MAGIC_TAGS, TRUNK, Tag, check_tag_name
 from fs.format.manifest import MAX_MANIFEST_BYTES, Manifest

@@ -8,8 +8,9 @@ from datetime import datetime
 from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
 
 from fs.errors import AbsentError, HashSyntaxError
-from fs.format.catalog import Catalog, connect_bytes
+from fs.format.catalog import Catalog
 from fs.format.compression import inflate
+from fs.format.databases import connect_bytes
 from fs.format.hashes import Hash, Suffix
 from fs.format.manifest import MAX_MANIFEST_BYTES, Manifest
 from fs.format.signature import SignedText

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import assert_never
 
 from fs.errors import CatalogError, ChangedError, OvertakenError, RefusedError
-from fs.format.catalog import DIRECTORY_SIZE, Entry, Flag, NestedReference
+from fs.format.entries import DIRECTORY_SIZE, Entry, Flag, NestedReference
 from fs.format.hashes import Algorithm, Hash
 from fs.format.paths import ROOT, is_below, name_of, parent_path
 from fs.format.symlinks import encode_literal

@@ -6,8 +6,10 @@ from collections.abc import Generator
 from typing import TypeVar
 
 from fs.errors import AbsentError, CorruptError, RefusedError
-from fs.format.catalog import Catalog, Entry, Flag, NestedReference, connect_bytes
+from fs.format.catalog import Catalog
 from fs.format.compression import Compression, inflate
+from fs.format.databases import connect_bytes
+from fs.format.entries import Entry, Flag, NestedReference
 from fs.format.hashes import Hash, Suffix
 from fs.format.lookup import entry_at, serving_catalog
 from fs.format.paths import ROOT

@@ -24,8 +24,11 @@ from fs.client.receiving import ObjectReceiver, ObjectRef, WindowSink
 from fs.client.wire_journal import Remembered, _bodies, _take
 from fs.errors import CatalogError, CorruptError, FsError, MalformedError, RefusedError
 from fs.format.blacklist import Blacklist
-from fs.format.catalog import INSERT_CHUNK, INSERT_ENTRY, SCHEMA, Catalog, Entry, connect_bytes, entry_row, secure
+from fs.format.catalog import Catalog
+from fs.format.catalog_rows import INSERT_CHUNK, INSERT_ENTRY, SCHEMA, entry_row
 from fs.format.compression import Compression, inflate
+from fs.format.databases import connect_bytes, secure
+from fs.format.entries import Entry
 from fs.format.hashes import Hash
 from fs.format.history import History, create_history
 from fs.format.manifest import Manifest

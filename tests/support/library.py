@@ -16,6 +16,7 @@ from fs.client.cache import ObjectCache
 from fs.client.catalogs import Catalogs
 from fs.client.chain import Anchor
 from fs.client.inodes import ROOT
+from fs.client.listings import Listing, Listings
 from fs.client.magic import MagicAttributes, MountFacts
 from fs.client.objects import Objects
 from fs.client.operations import Operations
@@ -70,7 +71,10 @@ class Library:
         )
 
     def names(self, path: bytes) -> list[bytes]:
-        return [found.entry.name for found in self.run(self.operations.listing, self.inode(path))]
+        def shown(listing: Listing) -> list[bytes]:
+            return sorted(listed.name for listed in listing.since(0) if listed.key)  # dots have none
+
+        return self.run(Listings(self.operations).read, self.inode(path), shown)  # type: ignore[no-any-return]
 
     def readlink(self, path: bytes) -> bytes:
         return self.operations.readlink(self.inode(path))

@@ -4,7 +4,7 @@ import os
 import stat
 from pathlib import Path
 
-from fs.format.catalog import Entry
+from fs.format.entries import Entry
 from fs.publish.view import View
 
 LARGEST_FILE_BYTES = 1 << 30

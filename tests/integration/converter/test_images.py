@@ -16,7 +16,7 @@ from converter.pipeline import convert_image
 from converter.progress import Progress
 from converter.retention import RetentionOptions, collect
 from converter.sources import parse_source
-from fs.format.catalog import Entry
+from fs.format.entries import Entry
 from fs.publish.operations import PutFile
 from fs.publish.repository import Repository
 from tests.support.flaky_origin import flaky_origin

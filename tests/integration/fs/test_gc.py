@@ -189,7 +189,7 @@ def test_a_catalog_that_cannot_be_read_stops_it(
 
 
 def _nested(store: LocalStore) -> Hash:
-    from fs.format.catalog import NestedReference
+    from fs.format.entries import NestedReference
     from fs.publish.marks import read_catalog
 
     return read_catalog(store, NestedReference(b"", read_manifest(store).root_catalog, 0)).nested()[0].hash
@@ -341,7 +341,7 @@ def test_a_run_that_is_killed_at_any_change_leaves_a_good_repository(published: 
 
 
 def assert_catalogs_imply_what_is_below(store: LocalStore) -> None:
-    from fs.format.catalog import NestedReference
+    from fs.format.entries import NestedReference
     from fs.publish.marks import read_catalog
 
     for each in list(store.objects()):

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from fs.format.catalog import NestedReference
+from fs.format.entries import NestedReference
 from fs.format.hashes import Suffix
 from fs.format.paths import ROOT
 from fs.format.trust import load_public_keys

@@ -14,7 +14,7 @@ from fs.client.inodes import ROOT, Inode
 from fs.client.mountpoints import control_socket
 from fs.client.operations import Invalidations
 from fs.errors import RefusedError
-from fs.format.catalog import Flag
+from fs.format.entries import Flag
 from fs.publish.operations import MakeDirectory, Operation, PutSymlink, Remove
 from tests.support.library import Library, opened
 from tests.support.mounts import mounted

@@ -182,8 +182,9 @@ def test_an_object_that_nobody_gives_stops_it_before_anything_shows(
 
 
 def assert_catalogs_imply_what_is_below(target: Path) -> None:
-    from fs.format.catalog import Catalog, connect_bytes
+    from fs.format.catalog import Catalog
     from fs.format.compression import inflate
+    from fs.format.databases import connect_bytes
 
     store = LocalStore(target)
     for each in list(store.objects()):

@@ -7,7 +7,7 @@ from pathlib import Path
 import anyio
 import pytest
 
-from fs.format.catalog import NestedReference
+from fs.format.entries import NestedReference
 from fs.format.hashes import Hash, Suffix
 from fs.format.paths import ROOT
 from fs.format.trust import load_public_keys

@@ -10,7 +10,7 @@ import pytest
 from fs.client.catalogs import CatalogRef, Found
 from fs.client.inodes import Dormant, Inode
 from fs.client.wire_journal import Journal, Remembered, State, load
-from fs.format.catalog import Entry
+from fs.format.entries import Entry
 from fs.format.hashes import Hash
 
 ROOT = CatalogRef(Hash.of(b"root"))

@@ -5,7 +5,9 @@ from collections.abc import Iterator
 import pytest
 
 from fs.errors import CatalogError
-from fs.format.catalog import INSERT_CHUNK, INSERT_ENTRY, LINKS_SCHEMA, SCHEMA, Catalog, Entry, Flag, entry_row
+from fs.format.catalog import Catalog
+from fs.format.catalog_rows import INSERT_CHUNK, INSERT_ENTRY, LINKS_SCHEMA, SCHEMA, entry_row
+from fs.format.entries import Entry, Flag
 from fs.format.hashes import Algorithm, Hash
 from fs.format.lookup import entry_at, serving_catalog
 from fs.format.paths import path_key

@@ -7,7 +7,10 @@ from dataclasses import replace
 import pytest
 
 from fs.errors import CatalogError
-from fs.format.catalog import INSERT_ENTRY, SCHEMA, Catalog, Entry, Flag, entry_row, secure
+from fs.format.catalog import Catalog
+from fs.format.catalog_rows import INSERT_ENTRY, SCHEMA, entry_row
+from fs.format.databases import secure
+from fs.format.entries import Entry, Flag
 from fs.format.hashes import Hash
 from fs.format.paths import path_key
 

@@ -13,7 +13,9 @@ from fs.client.dormants import Dormant, Dormants
 from fs.client.inodes import ROOT, Inode, InodeTable, directory_key, file_key
 from fs.client.magic import _page
 from fs.client.mountpoints import absolute
-from fs.format.catalog import INSERT_ENTRY, SCHEMA, Catalog, Entry, entry_row
+from fs.format.catalog import Catalog
+from fs.format.catalog_rows import INSERT_ENTRY, SCHEMA, entry_row
+from fs.format.entries import Entry
 from fs.format.hashes import Hash
 from fs.runtime.errors import UsageError
 

@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fs.errors import RefusedError
-from fs.format.catalog import DIRECTORY_SIZE, Entry, NestedReference
 from fs.format.chunking import ChunkSizes
+from fs.format.entries import DIRECTORY_SIZE, Entry, NestedReference
 from fs.format.hashes import Algorithm
 from fs.format.paths import ROOT
 from fs.format.tree import Node, walk

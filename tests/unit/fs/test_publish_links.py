@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 
 import pytest
 
-from fs.format.catalog import NestedReference
+from fs.format.entries import NestedReference
 from fs.format.paths import ROOT
 from fs.format.tree import Node, walk
 from fs.publish.catalogs import CatalogOptions, publish_tree

@@ -1,6 +1,6 @@
 """Catalogs that commits let grow are split along directories; nothing else changes by it."""
 
-from fs.format.catalog import NestedReference
+from fs.format.entries import NestedReference
 from fs.format.paths import ROOT
 from fs.publish.catalogs import CatalogOptions
 from fs.publish.diff import differences

@@ -1,5 +1,5 @@
 # Long runs; everything else is in ./run
-.PHONY: check bench-fs snapshotter-sequences soak fuzz chaos
+.PHONY: check bench-fs bench-start snapshotter-sequences soak fuzz chaos
 
 check:
 	./run check
@@ -10,6 +10,15 @@ bench-fs:
 	mkdir -p docs/benchmarks
 	.venv/bin/python -m benchmarks.fs $(BENCH) --json > docs/benchmarks/fs.json
 	.venv/bin/python -m benchmarks.fs --table docs/benchmarks/fs.json
+
+# cold starts of containers by several snapshotters, half an hour; IMAGES: a folder of OCI layouts, see benchmarks/start;
+# WORK keeps registry and repository, START="--way profile --runs 2" changes what is measured
+WORK ?= /var/tmp/unpackd-start
+bench-start: containerd-2 nerdctl stargz
+	./run install
+	.venv/bin/python -m benchmarks.start --work $(WORK) prepare --images $(IMAGES)
+	.venv/bin/python -m benchmarks.start --work $(WORK) measure $(START) --out docs/benchmarks/start.jsonl
+	.venv/bin/python -m benchmarks.start table docs/benchmarks/start.jsonl
 
 # 500 random sequences of operations on the snapshotter, killed and restarted in between
 snapshotter-sequences:

@@ -6,7 +6,7 @@ Nothing here can make a read fail: what cannot be fetched is logged, and whoever
 import itertools
 from collections import OrderedDict, deque
 from collections.abc import AsyncIterator, Iterable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from dataclasses import dataclass
 
 import anyio
@@ -34,6 +34,7 @@ _STEPS = ((1 << 20, 1), (6 << 20, 2), (24 << 20, 4))  # after so many bytes in s
 _AHEAD = 4  # chunks fetched ahead at once
 _QUEUE = 64
 _PARALLEL = 48
+_LARGE_AT_ONCE = 6  # enough to fill a link; more would all arrive at the end, instead of in the order of need
 _AROUND_AT_ONCE = 16
 _BUNDLES_AT_ONCE = 4
 _MOST_LISTED = 4096  # entries of a directory that are looked at
@@ -107,13 +108,14 @@ class Prefetcher:
 
     Args:
         repository: open.
-        parallel: transfers at once, of one job.
+        parallel: transfers of small objects at once, of one job.
     """
 
     def __init__(self, repository: Repository, *, parallel: int = _PARALLEL) -> None:
         self.looks_ahead = True  # else only what is asked for is fetched
         self._repository = repository
         self._parallel = parallel
+        self._large = anyio.Semaphore(_LARGE_AT_ONCE)
         self._numbers = itertools.count(1)
         self._jobs = OrderedDict[int, Progress]()
         self._group: anyio.abc.TaskGroup | None = None
@@ -293,7 +295,8 @@ class Prefetcher:
 
     async def _fetch_one(self, ref: ObjectRef, progress: Progress, singles: anyio.Semaphore) -> None:
         try:
-            await self._repository.objects.fetch(ref)
+            async with nullcontext() if is_small(ref) else self._large:
+                await self._repository.objects.fetch(ref)
         except FsError as error:
             progress.failed += 1
             _log.warning("prefetch_failed", object=str(ref.hash), reason=str(error))

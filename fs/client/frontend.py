@@ -4,9 +4,9 @@ import time
 from collections.abc import Sequence
 from typing import Protocol
 
+from fs.client.adoption import Invalidations
 from fs.client.inodes import InodeTable
 from fs.client.magic import MountFacts
-from fs.client.operations import Invalidations
 
 LONGEST_NAME = 255
 _YEAR_S = 365 * 86400

@@ -9,16 +9,16 @@ import errno
 from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import NamedTuple, TypeVar
 
-import anyio.lowlevel
 import structlog
 
+from fs.client.adoption import Adoption, Invalidations
 from fs.client.catalogs import CatalogRef, Found, NeedsCatalog
 from fs.client.content_view import DATA_MODE, VIEW, data_key, is_data, real_path
 from fs.client.contents import content_at_hand, read_content
-from fs.client.dormants import Dormant, Dormants
+from fs.client.dormants import Dormants
 from fs.client.errnos import FileError
 from fs.client.inodes import Inode, InodeTable, Node, directory_key, file_key, needs_catalog
 from fs.client.neighbours import Neighbours
@@ -26,9 +26,7 @@ from fs.client.pins import Pins
 from fs.client.prefetch import FAR_S, Prefetcher, ReadAhead
 from fs.client.profile import ReadRecorder
 from fs.client.repository import Placed, Repository
-from fs.errors import FsError
 from fs.format.entries import Entry, Flag, Name
-from fs.format.paths import name_of, parent_path
 from fs.format.symlinks import decode_literal, expand_target
 
 _log = structlog.get_logger()
@@ -67,14 +65,6 @@ class Statistics:
     free_blocks: int
     files: int
     free_files: int
-
-
-@dataclass(slots=True)
-class Invalidations:
-    """What the kernel has to forget."""
-
-    entries: list[tuple[Inode, bytes]] = field(default_factory=list)  # directory, name
-    directories: list[Inode] = field(default_factory=list)  # their attributes and listings
 
 
 class Operations:
@@ -121,7 +111,7 @@ class Operations:
             return
         for path in reversed(dormant.paths):
             for start in (self.repository.revision.root, dormant.home):
-                found = await self._find(start, path)
+                found = await self.find(start, path)
                 if found is not None and await self.key(found) == dormant.key:
                     self.inodes.wake(inode, found)
                     return
@@ -162,7 +152,8 @@ class Operations:
             known.found = found  # many paths lead here: who looked last will read
         return self._attributes(known.inode, found)
 
-    async def _find(self, start: CatalogRef, path: bytes) -> Found | None:
+    async def find(self, start: CatalogRef, path: bytes) -> Found | None:
+        """The entry at *path*, which may be in the content view, searched from catalog *start*. Raises FsError."""
         return await self.repository.catalogs.answered(lambda: self._find_now(start, path))
 
     def _find_now(self, start: CatalogRef, path: bytes) -> Found | None:
@@ -412,99 +403,8 @@ class Operations:
     async def adopt(self) -> Invalidations:
         """Go over to the revision that the repository shows now, and say what the kernel has to forget."""
         self.generation += 1
-        forgotten = Invalidations()
-        unchanged: dict[CatalogRef, bool] = {}
-        with self.inodes.noting_woken() as woken:
-            for number, node in enumerate(self.inodes.known()):
-                if number % _COMPARED_AT_ONCE == 0:
-                    await anyio.lowlevel.checkpoint()  # requests are answered meanwhile
-                await self._compare(node, unchanged, forgotten)
-            for number, (inode, dormant) in enumerate(self.inodes.all_dormant()):
-                if number % _COMPARED_AT_ONCE == 0:
-                    await anyio.lowlevel.checkpoint()
-                await self._compare_dormant(Inode(inode), dormant, unchanged, forgotten)
-        for inode in woken:
-            await self._compare_woken(inode, forgotten)
+        forgotten = await Adoption(self).compare()
         for path in list(self._negatives):
-            parent = self.inodes.directory(parent_path(path))
-            if parent is not None:
-                forgotten.entries.append((parent, name_of(path)))
+            forgotten.add_name(self.inodes, path)
         self._negatives.clear()
         return forgotten
-
-    async def _compare(self, node: Node, unchanged: dict[CatalogRef, bool], forgotten: Invalidations) -> None:
-        """Add to *forgotten* what the kernel knows of *node*, which was awake before, and is not true any more."""
-        before = node.found
-        try:
-            # what a request has found anew lies in new catalogs, and says nothing of its other names
-            if node.generation < self.generation and all(
-                [await self._is_unchanged(catalog, unchanged) for catalog in (before.home, before.inside)]
-            ):
-                node.generation = self.generation
-                return
-            await self._compare_names(node, forgotten)
-        except FsError as error:  # a catalog cannot be had: the kernel shall ask, and get this error
-            _log.warning("entry_not_compared", path=before.path.decode("utf-8", "replace"), reason=str(error))
-            self._forget_names(node.paths, forgotten)
-
-    async def _compare_dormant(
-        self, inode: Inode, dormant: Dormant, unchanged: dict[CatalogRef, bool], forgotten: Invalidations
-    ) -> None:
-        """As ``_compare``, for *inode*, which was asleep; what was compared before does no harm."""
-        try:
-            if await self._is_unchanged(dormant.home, unchanged) and await self._is_unchanged(
-                dormant.inside, unchanged
-            ):
-                return
-        except FsError as error:
-            _log.warning("inode_not_compared", inode=inode, reason=str(error))
-            self._forget_names(dormant.paths, forgotten)
-        else:
-            await self._compare_woken(inode, forgotten)
-
-    async def _compare_woken(self, inode: Inode, forgotten: Invalidations) -> None:
-        """As ``_compare``, for *inode*, which a request may have found by any of its names, in any revision."""
-        dormant, node = self.inodes.dormant(inode), self.inodes.get(inode)
-        paths = dormant.paths if dormant is not None else node.paths if node is not None else ()
-        try:
-            await self.recall(inode)
-            node = self.inodes.get(inode)
-            if node is not None:
-                await self._compare_names(node, forgotten)
-        except FsError as error:
-            _log.warning("inode_not_compared", inode=inode, reason=str(error))
-            self._forget_names(paths, forgotten)
-
-    async def _compare_names(self, node: Node, forgotten: Invalidations) -> None:
-        before = node.found
-        if before.entry.is_directory:
-            after = await self._find(self.repository.revision.root, before.path)
-            if after is None or not after.entry.is_directory:
-                self._forget_names(node.paths, forgotten)
-                return
-            node.found, node.generation = after, self.generation
-            forgotten.directories.append(node.inode)
-            return
-        for path in list(node.paths):
-            after = await self._find(self.repository.revision.root, path)
-            if after is None or after.entry.is_directory or await self.key(after) != node.key:
-                self._forget_name(path, forgotten)
-                node.paths.discard(path)
-            else:
-                node.found, node.generation = after, self.generation
-
-    async def _is_unchanged(self, catalog: CatalogRef, unchanged: dict[CatalogRef, bool]) -> bool:
-        """True if the newest revision has the same catalog at the same place."""
-        if catalog not in unchanged:
-            root = self.repository.revision.root
-            unchanged[catalog] = catalog == await self.repository.catalogs.serving(root, catalog.mountpoint)
-        return unchanged[catalog]
-
-    def _forget_names(self, paths: Iterable[bytes], forgotten: Invalidations) -> None:
-        for path in paths:
-            self._forget_name(path, forgotten)
-
-    def _forget_name(self, path: bytes, forgotten: Invalidations) -> None:
-        parent = self.inodes.directory(parent_path(path))
-        if path and parent is not None:
-            forgotten.entries.append((parent, name_of(path)))

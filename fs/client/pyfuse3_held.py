@@ -19,10 +19,10 @@ import pyfuse3
 import structlog
 import trio
 
+from fs.client.adoption import Invalidations
 from fs.client.held import Held
 from fs.client.mounting import detach, mount_device, mount_with_helper
 from fs.client.mountpoints import MountError, find_mount
-from fs.client.operations import Invalidations
 from fs.client.pyfuse3_frontend import Pyfuse3Frontend
 from fs.client.pyfuse3_session import Pyfuse3Session
 from fs.client.wire_messages import resend

@@ -10,9 +10,9 @@ import anyio.to_thread
 import pyfuse3
 import structlog
 
+from fs.client.adoption import Invalidations
 from fs.client.inodes import Inode
 from fs.client.mountpoints import FILESYSTEM, MountError
-from fs.client.operations import Invalidations
 from fs.client.pyfuse3_frontend import Pyfuse3Frontend
 
 _log = structlog.get_logger()

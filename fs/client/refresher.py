@@ -12,8 +12,9 @@ import anyio
 import httpx
 import structlog
 
+from fs.client.adoption import Invalidations
 from fs.client.magic import MountFacts
-from fs.client.operations import Invalidations, Operations
+from fs.client.operations import Operations
 from fs.errors import FsError
 from fs.store.http import without_secrets
 from fs.store.network import Network

@@ -11,10 +11,10 @@ import anyio.to_thread
 import structlog
 import trio
 
+from fs.client.adoption import Invalidations
 from fs.client.held import Held
 from fs.client.holder import DEVICE
 from fs.client.mountpoints import FILESYSTEM, MountError, find_mount
-from fs.client.operations import Invalidations
 from fs.client.wire_frontend import WireFrontend
 from fs.client.wire_messages import (
     MESSAGE_BYTES,

@@ -8,11 +8,11 @@ from pathlib import Path
 import anyio
 import pytest
 
+from fs.client.adoption import Invalidations
 from fs.client.control import ask
 from fs.client.dormants import Dormant, Dormants
 from fs.client.inodes import ROOT, Inode
 from fs.client.mountpoints import control_socket
-from fs.client.operations import Invalidations
 from fs.errors import RefusedError
 from fs.format.entries import Flag
 from fs.publish.operations import MakeDirectory, Operation, PutSymlink, Remove

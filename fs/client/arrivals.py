@@ -1,15 +1,15 @@
 """Small objects between the network and the disk: readers get them at once, a thread puts them into the cache.
 
 Making a file costs more than fetching a small object over a quick network, and nobody has to wait for it: the bytes
-were verified and are in memory. As long as more come in, a program is starting that needs the processors, so the thread
-waits for a quiet moment, unless other processes use the cache and wait for the objects. What waits is bounded in size
-and time; beyond that the reader waits for the disk as well. A process that is killed loses what was not written, which
-is fetched again.
+were verified and are in memory. What waits is bounded; beyond that the reader waits for the disk as well. A process
+that is killed loses what was not written, which is fetched again.
+
+The thread does not wait for a quieter moment: an object is claimed until it is on disk, and the kernel looks through
+all claims at each new one, so a start that reads thousands of small files took twice as long.
 """
 
 import os
 import threading
-import time
 from collections import deque
 from dataclasses import dataclass
 from queue import SimpleQueue
@@ -18,10 +18,7 @@ from fs.client.cache import ObjectCache
 from fs.client.object_file import Checksums
 from fs.format.hashes import Hash
 
-_WAITING_BYTES = 24 << 20
-_MUCH_BYTES = 16 << 20  # of them: then they are written at once
-_QUIET_S = 0.2
-_LONGEST_S = 2.0
+_WAITING_BYTES = 16 << 20
 _END_TIMEOUT_S = 20.0
 
 
@@ -53,8 +50,6 @@ class Arrivals:
         self._queue = SimpleQueue[_Arrival | None]()
         self._done = deque[_Written]()  # appended to by the thread: both ends are atomic
         self._thread: threading.Thread | None = None
-        self._last_put_s = 0.0
-        self._hurry = threading.Event()
         self.lost = 0  # objects that the disk did not take
 
     def get(self, name: Hash) -> bytes | None:
@@ -73,9 +68,6 @@ class Arrivals:
             return
         self._waiting[text] = data
         self._waiting_bytes += len(data)
-        self._last_put_s = time.monotonic()
-        if self._waiting_bytes > _MUCH_BYTES:
-            self._hurry.set()
         if self._thread is None:
             self._thread = threading.Thread(target=self._run, name="arrivals", daemon=True)
             self._thread.start()
@@ -96,29 +88,13 @@ class Arrivals:
             self._cache.full(written.error)
 
     def _run(self) -> None:
-        is_idle = True
         while (arrival := self._queue.get()) is not None:
-            if is_idle:
-                self._wait_for_quiet()
             self._done.append(_write(self._cache, arrival))
-            is_idle = self._queue.empty()
-            if is_idle:
-                self._hurry.clear()
-
-    def _wait_for_quiet(self) -> None:
-        """Wait until nothing has come in for a moment."""
-        if self._cache.is_shared:
-            return
-        began = time.monotonic()
-        while (left := min(self._last_put_s + _QUIET_S, began + _LONGEST_S) - time.monotonic()) > 0:
-            if self._hurry.wait(left):
-                return
 
     def settle(self) -> None:
         """Wait until everything is on disk."""
         if self._thread is not None:
             self._queue.put(None)
-            self._hurry.set()
             self._thread.join(_END_TIMEOUT_S)
             self._thread = None
         self.reap()

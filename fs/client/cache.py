@@ -195,11 +195,6 @@ class ObjectCache:
         self._forget(str(name))
         return True
 
-    @property
-    def is_shared(self) -> bool:
-        """True if other processes use the directory too."""
-        return self._users.are_several()
-
     def claim(self, name: Hash) -> bool:
         """True if no other process fetches the object called *name*; ``unclaim`` must follow."""
         return self._users.claim(name)

@@ -75,15 +75,6 @@ class CacheUsers:
         self._unlock("users", place)
         return True
 
-    def are_several(self) -> bool:
-        """True if another process has a place, or if that cannot be known."""
-        wanted = _LOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, 0, _MOST_USERS, 0)
-        try:
-            found = fcntl.fcntl(self._files["users"], fcntl.F_OFD_GETLK, wanted)
-        except (KeyError, OSError):
-            return True
-        return bool(_LOCK.unpack(found)[0] != fcntl.F_UNLCK)
-
     def used(self) -> int:
         """What all objects take on disk, as far as is known. Asked for so often that a system call would be felt."""
         return int.from_bytes(self._used or b"", "little")

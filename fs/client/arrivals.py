@@ -4,9 +4,9 @@ Making a file costs more than fetching a small object over a quick network, and 
 were verified and are in memory. What waits is bounded; beyond that the reader waits for the disk as well. A process
 that is killed loses what was not written, which is fetched again.
 
-The thread does not wait for a quieter moment. That was tried, and a start that reads thousands of small files took twice
-as long: an object is claimed until it is on disk, and the kernel looks through all claims at each new one (0.1 ms where
-there are 3,000).
+The thread does not wait for a quieter moment. That was tried, and a start that reads thousands of small files took
+twice as long: an object is claimed until it is on disk, and the kernel looks through all claims at each new one (0.1 ms
+where there are 3,000).
 """
 
 import os

@@ -35,9 +35,9 @@ def profile(
 
     Example: unpackd images profile docker.io/library/python:3 --set start.json --storage /srv/unpacked --keys /srv/keys
     """
-    from converter import inventory, placement
+    from converter import inventory
     from converter.errors import ImageAbsentError
-    from converter.start_profiles import publish_profile, published_profile, remove_profile
+    from converter.start_profiles import publish_profile, published_profile, remove_profile, top_chain
 
     with command_errors(as_json=as_json):
         if remove and file is not None:
@@ -61,8 +61,8 @@ def profile(
             else:
                 say(f"revision {revision} has no start profile for {image}")
         else:
-            chains = placement.chain_ids([layer.diff_id for layer in known.layers])
-            reads = (published_profile(view, chains[-1]) if chains else None) or []
+            chain = top_chain(known.layers)
+            reads = (published_profile(view, chain) if chain else None) or []
             if as_json:
                 rows = [{"path": os.fsdecode(read.path), "chunks": list(read.chunks)} for read in reads]
                 print_json({"manifest": one.manifest, "reads": rows})

@@ -43,6 +43,11 @@ def published_profile(view: View, chain: str) -> list[Read] | None:
     return parse_profile(view.read(path, placement.START_PROFILE_LIMIT_BYTES))
 
 
+def top_chain(layers: Sequence[LayerRecord]) -> str:
+    """The ChainID of the whole stack; empty without layers."""
+    return next(reversed(placement.chain_ids([layer.diff_id for layer in layers])), "")
+
+
 def publish_profile(repository: Repository, layers: Sequence[LayerRecord], recorded: bytes) -> tuple[int, int]:
     """Publish what *recorded* says of the image with *layers*; gives the number of reads, and the revision.
 
@@ -53,24 +58,24 @@ def publish_profile(repository: Repository, layers: Sequence[LayerRecord], recor
         ImageRefusedError: the image has no root file system of its own, or nothing of it was read.
     """
     view = repository.view()
-    chains = placement.chain_ids([layer.diff_id for layer in layers])
-    link = placement.chain_path(chains[-1]) + b"/flat" if chains else b""
-    if not chains or view.lookup(link) is None:
+    chain = top_chain(layers)
+    link = placement.chain_path(chain) + b"/flat" if chain else b""
+    if not chain or view.lookup(link) is None:
         raise ImageRefusedError("no node starts this image from one tree, so a start profile has no use")
     rootfs = placement.linked_rootfs_path(view.readlink(link))
     recorded_reads = parse_profile(recorded)
-    reads = reads_of_image([*_held_before(view, chains[-1]), *recorded_reads], chains[-1], rootfs)
-    if not reads_of_image(recorded_reads, chains[-1], rootfs):
+    reads = reads_of_image([*_held_before(view, chain), *recorded_reads], chain, rootfs)
+    if not reads_of_image(recorded_reads, chain, rootfs):
         raise ImageRefusedError("nothing in the profile belongs to this image; record it where the image was started")
     operations: list[Operation] = [
         Require(link),
-        _put_profile(repository, placement.start_profile_path(chains[-1]), reads),
+        _put_profile(repository, placement.start_profile_path(chain), reads),
     ]
-    held = _worth_holding(view, reads, rootfs) if view.lookup(placement.root_image_path(chains[-1])) is not None else {}
+    held = _worth_holding(view, reads, rootfs) if view.lookup(placement.root_image_path(chain)) is not None else {}
     if held:
         operations.append(_put_image(repository, view, layers, rootfs, held))
         left = [read for read in reads if read.path[len(rootfs) :] not in held]
-        operations.append(_put_profile(repository, placement.image_start_profile_path(chains[-1]), left))
+        operations.append(_put_profile(repository, placement.image_start_profile_path(chain), left))
     return len(reads), repository.commit(operations).revision
 
 
@@ -78,7 +83,8 @@ def remove_profile(repository: Repository, layers: Sequence[LayerRecord]) -> int
     """Take the profile of the image with *layers* away, and what is held of it; gives the revision."""
     view = repository.view()
     operations: list[Operation] = []
-    for chain in placement.chain_ids([layer.diff_id for layer in layers])[-1:]:
+    chain = top_chain(layers)
+    if chain:
         operations.append(Remove(placement.start_profile_path(chain)))
         shorter = placement.image_start_profile_path(chain)
         if view.lookup(shorter) is not None:
@@ -112,8 +118,8 @@ def _put_image(
     repository: Repository, view: View, layers: Sequence[LayerRecord], rootfs: bytes, held: Mapping[bytes, bytes]
 ) -> PutFile:
     tree = stored_tree(view, [layer.digest for layer in layers])
-    chain = placement.chain_ids([layer.diff_id for layer in layers])[-1]
-    return PutFile(placement.root_image_path(chain), repository.ingester().add_bytes(root_image(tree, rootfs, held)))
+    path = placement.root_image_path(top_chain(layers))
+    return PutFile(path, repository.ingester().add_bytes(root_image(tree, rootfs, held)))
 
 
 def _put_profile(repository: Repository, path: bytes, reads: list[Read]) -> PutFile:

@@ -9,8 +9,7 @@ from benchmarks.start.prepare import NAME, name_of, sources
 from benchmarks.start.ways import Distance, Way, started
 from converter import inventory
 from converter.image_records import LayerRecord
-from converter.placement import chain_ids
-from converter.start_profiles import publish_profile, published_profile
+from converter.start_profiles import publish_profile, published_profile, top_chain
 from fs.format.hashes import Suffix
 from fs.publish.repository import Repository
 from fs.publish.view import View
@@ -33,7 +32,7 @@ def read_bytes(work: Path, image: str) -> dict[str, float]:
     """Files that a start reads; MB of their contents, of large files the chunks that are touched; MB as stored."""
     view = Repository.open(NAME, str(work / "storage"), work / "keys", durable=False).view()
     objects: dict[str, int] = {}
-    reads = published_profile(view, chain_ids([layer.diff_id for layer in _layers(view, image)])[-1]) or []
+    reads = published_profile(view, top_chain(_layers(view, image))) or []
     for read in reads:
         content = view.content(read.path)
         if content.hash is not None:

@@ -220,6 +220,15 @@ class Catalogs:
 
         return await self.answered(listing)
 
+    async def is_small(self, start: CatalogRef, path: bytes, *, most: int) -> bool:
+        """True if the directory at *path* holds no more than *most* entries. Raises as ``get``."""
+
+        def answer() -> bool:
+            _, catalog = self._walk(self._beginning(start, path), path, entering=True)
+            return catalog.is_small(path, most)
+
+        return await self.answered(answer)
+
     async def names(self, start: CatalogRef, path: bytes, *, after: int, most: int) -> tuple[CatalogRef, list[Name]]:
         """A part of the names in the directory at *path*, and the catalog that holds them. Raises as ``get``."""
 

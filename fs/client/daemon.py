@@ -46,6 +46,7 @@ from fs.client.refresher import Refresher
 from fs.client.repository import Repository, Selection
 from fs.errors import CatalogError, RefusedError
 from fs.format.trust import load_public_keys
+from fs.runtime.collecting import collect_rarely
 from fs.store.geo import host_of, ordered_by_distance
 from fs.store.limits import HttpLimits
 from fs.store.network import Network, RetrySettings, open_network
@@ -192,12 +193,14 @@ class MountDaemon:
             raise CatalogError(f"the root of {settings.name} is no directory")
         operations = Operations(repository, root, variables=settings.variables)
         operations.prefetcher.looks_ahead = settings.reads_ahead
+        operations.prefetcher.mountpoint = settings.mountpoint
         operations.pins.load(settings.own_file("pins"))
         session = open_session(operations, self._facts, settings)
         refresher = Refresher(operations, self._facts, session.revoke, self._end_for_all)
         socket = control_socket(settings.mountpoint, os.geteuid())
         prepare_runtime_directory(os.geteuid())
         control = Control(operations, refresher, self._facts, settings, self._tail)
+        collect_rarely()
         listener = None if settings.metrics is None else await listen_for_metrics(*settings.metrics)
         session.mount()
         try:

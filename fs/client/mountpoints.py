@@ -23,6 +23,8 @@ FILESYSTEM = "unpackd"
 _MOUNTINFO = Path("/proc/self/mountinfo")
 _UID_MAP = Path("/proc/self/uid_map")
 _UNMOUNT_TIMEOUT_S = 60.0
+_BUSY_ATTEMPTS = 5
+_BUSY_PAUSE_S = 0.1
 _END_TIMEOUT_S = 10.0
 _USER_ID = re.compile(r"user_id=(\d+)")
 
@@ -170,10 +172,12 @@ def unmount(mountpoint: Path, *, is_lazy: bool) -> Mount:
         command = ["umount", *(["-l"] if is_lazy else []), "--", str(mountpoint)]
     else:
         command = ["fusermount3", "-u", *(["-z"] if is_lazy else []), "--", str(mountpoint)]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=_UNMOUNT_TIMEOUT_S, check=False)
-    except (OSError, subprocess.TimeoutExpired) as error:
-        raise MountError(f"{mountpoint} could not be unmounted: {error}") from error
+    done = _run(command, mountpoint)
+    for _ in range(_BUSY_ATTEMPTS):
+        if done.returncode == 0 or "busy" not in done.stderr:
+            break
+        time.sleep(_BUSY_PAUSE_S)  # a profile may be at work, which has a file open for a moment now and then
+        done = _run(command, mountpoint)
     if done.returncode != 0:
         if "busy" in done.stderr:
             raise LockedError(f"{mountpoint} is in use; stop what uses it (fuser -vm {mountpoint}), or say --lazy")
@@ -184,6 +188,14 @@ def unmount(mountpoint: Path, *, is_lazy: bool) -> Mount:
     if not is_served(mounted):
         control_socket(mountpoint, mounted.uid).unlink(missing_ok=True)  # a daemon that was killed left it
     return mounted
+
+
+def _run(command: list[str], mountpoint: Path) -> subprocess.CompletedProcess[str]:
+    """Raises MountError."""
+    try:
+        return subprocess.run(command, capture_output=True, text=True, timeout=_UNMOUNT_TIMEOUT_S, check=False)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise MountError(f"{mountpoint} could not be unmounted: {error}") from error
 
 
 def own_file(state: Path, mountpoint: Path, kind: str) -> Path:

@@ -1,13 +1,15 @@
 """Fetching what will be needed: chunks ahead of a sequential reader, trees and profiles on request.
 
-Nothing here can make a read fail: what cannot be fetched is logged, and whoever reads it gets the error.
+Nothing here can make a read fail: what cannot be fetched is logged, and whoever reads it gets the error. Of files that
+are named themselves, as profiles do, the kernel is told too (see warming).
 """
 
 import itertools
-from collections import OrderedDict, deque
+from collections import OrderedDict, defaultdict, deque
 from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager, nullcontext
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import anyio
 import anyio.abc
@@ -22,9 +24,14 @@ from fs.client.neighbours import SMALL_FILE_BYTES, Around, suffix_of
 from fs.client.profile import Read
 from fs.client.receiving import ObjectRef
 from fs.client.repository import Placed, Repository
+from fs.client.warming import Warming, warming
 from fs.errors import AbsentError, FsError
 from fs.format.entries import Entry, Flag
+from fs.format.hashes import Hash
 from fs.format.paths import is_below
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 _log = structlog.get_logger()
 
@@ -98,6 +105,7 @@ class Progress:
     fetched_bytes: int = 0  # uncompressed
     present: int = 0  # in the cache before
     missing: int = 0  # paths that are not in the repository
+    warmed: int = 0  # files that the kernel was told of
     failed: int = 0
     seconds: float = 0.0
     is_done: bool = False
@@ -113,6 +121,7 @@ class Prefetcher:
 
     def __init__(self, repository: Repository, *, parallel: int = _PARALLEL) -> None:
         self.looks_ahead = True  # else only what is asked for is fetched
+        self.mountpoint: Path | None = None  # if there is one whose kernel shall be warm
         self._repository = repository
         self._parallel = parallel
         self._large = anyio.Semaphore(_LARGE_AT_ONCE)
@@ -240,16 +249,21 @@ class Prefetcher:
 
     async def _work(self, reads: Sequence[Read], progress: Progress) -> None:
         try:
-            await self.fetch(reads, progress)
+            if self.mountpoint is None:
+                await self.fetch(reads, progress)
+            else:
+                async with warming(self.mountpoint, reads) as warmed:
+                    await self.fetch(reads, progress, warmed)
         except Exception:  # noqa: BLE001  # the edge: a fault in here must not take the mount away
             _log.exception("prefetch_broken")
         finally:
             progress.is_done = True
         _log.info("prefetched", files=progress.files, objects=progress.fetched, failed=progress.failed)
 
-    async def fetch(self, reads: Iterable[Read], progress: Progress) -> None:
-        """Fetch what *reads* names, in order, some at once; *progress* is kept up to date."""
+    async def fetch(self, reads: Iterable[Read], progress: Progress, warmed: Warming | None = None) -> None:
+        """Fetch what *reads* names, in order, some at once; *progress* is kept up to date, *warmed* told what came."""
         began = anyio.current_time()
+        named: defaultdict[Hash, list[bytes]] = defaultdict(list)  # files that the kernel is to be told of
         sending, receiving = anyio.create_memory_object_stream[list[ObjectRef]](_BACKLOG)
 
         singles = anyio.Semaphore(self._parallel)
@@ -257,6 +271,8 @@ class Prefetcher:
         async def take() -> None:
             async for batch in receiving:
                 await self._fetch_listed(batch, progress, singles)
+                if warmed is not None:
+                    self._tell(batch, named, warmed, progress)
                 progress.seconds = round(anyio.current_time() - began, 3)
 
         async with sending, receiving, anyio.create_task_group() as group:
@@ -265,9 +281,12 @@ class Prefetcher:
             gathered: list[ObjectRef] = []
             for read in reads:
                 try:
-                    async for ref in self._refs(read, progress):
+                    async for ref, path in self._refs(read, progress):
                         progress.objects += 1
                         gathered.append(ref)
+                        if warmed is not None and path == read.path and is_small(ref):
+                            named[ref.hash].append(path)
+                            await self._list_folders(path, warmed)
                         if len(gathered) == _GATHERED:
                             await _send(gathered, sending)
                 except FsError as error:
@@ -306,8 +325,25 @@ class Prefetcher:
         finally:
             singles.release()
 
-    async def _refs(self, read: Read, progress: Progress) -> AsyncIterator[ObjectRef]:
-        """The objects of *read*. Catalogs on the way are fetched by looking."""
+    async def _list_folders(self, path: bytes, warmed: Warming) -> None:
+        """Let the directories above *path* be listed that hold little else."""
+        catalogs, root = self._repository.catalogs, self._repository.revision.root
+        for folder, most in warmed.folders(path):
+            if await catalogs.is_small(root, folder, most=most):
+                warmed.list_folder(folder)
+
+    def _tell(
+        self, batch: list[ObjectRef], named: dict[Hash, list[bytes]], warmed: Warming, progress: Progress
+    ) -> None:
+        """The files of *batch* that came can be read."""
+        for ref in batch:
+            paths = named.pop(ref.hash, []) if self._repository.objects.has(ref) else []
+            for path in paths:
+                warmed.read(path, ref.size or 0)
+            progress.warmed += len(paths)
+
+    async def _refs(self, read: Read, progress: Progress) -> AsyncIterator[tuple[ObjectRef, bytes]]:
+        """The objects of *read*, each with the path of its file. Catalogs on the way are fetched by looking."""
         repository = self._repository
         found = await repository.find(read.path)
         if found is None:
@@ -318,12 +354,12 @@ class Prefetcher:
             one = waiting.pop()
             if one.entry.is_directory:
                 children = await repository.catalogs.listing(one.inside, one.path)
-                waiting += [child for child in reversed(children) if not child.entry.flags & Flag.HIDDEN]
+                waiting += [child for child in reversed(children) if not child.entry.has(Flag.HIDDEN)]
             elif one.entry.is_regular and one.entry.size:
                 progress.files += 1
                 placed = await repository.content(one.home, one.path, one.entry)
                 for ref in _chosen(placed, read.chunks if one is found else ()):
-                    yield ref
+                    yield ref, one.path
 
 
 async def _send(gathered: list[ObjectRef], sending: MemoryObjectSendStream[list[ObjectRef]]) -> None:
@@ -338,7 +374,7 @@ def _worth_it(entry: Entry, suffix: bytes | None) -> ObjectRef | None:
     """The object of a small file of the kind that is wanted; None if *entry* is none."""
     if entry.hash is None or not entry.is_regular or not 0 < entry.size <= SMALL_FILE_BYTES:
         return None
-    if entry.flags & Flag.EXTERNAL or (suffix is not None and suffix_of(entry.name) != suffix):
+    if entry.has(Flag.EXTERNAL) or (suffix is not None and suffix_of(entry.name) != suffix):
         return None
     return ObjectRef(entry.hash, compression=entry.compression, size=entry.size)
 

@@ -35,7 +35,7 @@ _READ_ONLY = 1  # MS_RDONLY; devices and set-user-id files count: root file syst
 _DETACH = 2  # MNT_DETACH
 _REVOCATIONS_AT_ONCE = 512
 _IN_A_ROW = 16  # requests that are answered before anything else gets its turn
-_MOMENT_S = 0.0002
+_MOMENT_S = 0.001
 _AT_ONCE = 1024  # requests that are being answered
 _GONE = frozenset({errno.ENOENT, errno.ENODEV, errno.ENOTCONN, errno.ECONNABORTED})
 

@@ -2,7 +2,8 @@
 
 Making a file costs more than fetching a small object over a quick network, and nobody has to wait for it: the bytes
 were verified and are in memory. What waits is bounded; beyond that the reader waits for the disk as well. A process
-that is killed loses what was not written, which is fetched again.
+that is killed loses what was not written, which is fetched again. The last ones that were written stay in memory until
+others follow: they are counted several at once, and who fetched them mostly reads them now.
 
 The thread does not wait for a quieter moment. That was tried, and a start that reads thousands of small files took
 twice as long: an object is claimed until it is on disk, and the kernel looks through all claims at each new one (0.1 ms
@@ -15,11 +16,13 @@ from collections import deque
 from dataclasses import dataclass
 from queue import SimpleQueue
 
-from fs.client.cache import ObjectCache
+from fs.client.cache import Finished, ObjectCache
 from fs.client.object_file import Checksums
 from fs.format.hashes import Hash
 
 _WAITING_BYTES = 16 << 20
+_UNCOUNTED = 256  # written objects
+_UNCOUNTED_BYTES = 4 << 20  # or what is held of them and others
 _END_TIMEOUT_S = 20.0
 
 
@@ -59,13 +62,14 @@ class Arrivals:
 
     def put(self, name: Hash, data: bytes) -> None:
         """A verified object came in. Its claim is released when it is on disk."""
-        self.reap()
+        if len(self._done) >= _UNCOUNTED or self._waiting_bytes > _UNCOUNTED_BYTES:
+            self.reap()
         text = str(name)
         if text in self._waiting:
             return
         self._cache.make_room(self._waiting_bytes + len(data))
         if self._waiting_bytes + len(data) > _WAITING_BYTES:
-            self._finish(_write(self._cache, _Arrival(name, data)))
+            self._finish([_write(self._cache, _Arrival(name, data))])
             return
         self._waiting[text] = data
         self._waiting_bytes += len(data)
@@ -76,17 +80,21 @@ class Arrivals:
 
     def reap(self) -> None:
         """Count what the thread has written."""
+        finished: list[_Written] = []
         while self._done:
             written = self._done.popleft()
             self._waiting_bytes -= len(self._waiting.pop(written.name, b""))
-            self._finish(written)
+            finished.append(written)
+        self._finish(finished)
 
-    def _finish(self, written: _Written) -> None:
-        if written.error is None:
-            self._cache.count(written.name, written.file_bytes, written.replaced)
-        else:
-            self.lost += 1
-            self._cache.full(written.error)
+    def _finish(self, finished: list[_Written]) -> None:
+        placed = [Finished(one.name, one.file_bytes, one.replaced) for one in finished if one.error is None]
+        if placed:
+            self._cache.count(placed)
+        for one in finished:
+            if one.error is not None:
+                self.lost += 1
+                self._cache.full(one.error)
 
     def _run(self) -> None:
         while (arrival := self._queue.get()) is not None:

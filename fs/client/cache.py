@@ -57,6 +57,15 @@ class CacheCounts:
     refused: int = 0  # objects that the disk did not take
 
 
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """A finished file that was put in its place."""
+
+    name: str
+    file_bytes: int
+    replaced: int = 0  # bytes of the same object that were there before
+
+
 class ObjectCache:
     """Objects on disk, least recently used ones go first. Not thread-safe: it belongs to one event loop.
 
@@ -318,7 +327,7 @@ class ObjectCache:
     def adopt(self, text: str, temporary: str, file_bytes: int) -> None:
         """Put the finished file *temporary* in its place. Raises OSError."""
         replaced = self.place(temporary, text)
-        self.count(text, file_bytes, replaced)
+        self.count([Finished(text, file_bytes, replaced)])
 
     def place(self, temporary: str, text: str) -> int:
         """Put the finished file *temporary* in its place; ``count`` must follow. Any thread may call this.
@@ -341,15 +350,16 @@ class ObjectCache:
             os.rename(temporary, place)  # noqa: PTH104  # one system call
         return replaced
 
-    def count(self, text: str, file_bytes: int, replaced: int = 0) -> None:
-        """The object called *text* is in its place, where *replaced* bytes were taken before."""
-        self._forget(text)
-        self._learn(text, file_bytes)
-        self._users.add(file_bytes - replaced)
-        self._touched[text] = time.monotonic()
-        self.counts.stored += 1
+    def count(self, placed: Sequence[Finished]) -> None:
+        """These objects are in their places; at least one."""
+        for one in placed:
+            self._forget(one.name)
+            self._learn(one.name, one.file_bytes)
+            self._touched[one.name] = time.monotonic()
+        self._users.add(sum(one.file_bytes - one.replaced for one in placed))
+        self.counts.stored += len(placed)
         if self.used_bytes > self.quota_bytes:
-            self.make_room(0, keep=text)
+            self.make_room(0, keep=placed[-1].name)
 
     def make_room(self, coming_bytes: int, keep: str = "") -> None:
         """Remove what was not used for long if *coming_bytes* more would not fit, but neither *keep* nor pins."""

@@ -43,7 +43,7 @@ def directory_key(path: bytes) -> bytes:
 
 def needs_catalog(entry: Entry) -> bool:
     """True if what identifies *entry* is not all in its row."""
-    return bool(entry.link_group or entry.flags & Flag.CHUNKED)
+    return bool(entry.link_group or entry.has(Flag.CHUNKED))
 
 
 def file_key(catalog: Catalog | None, path: bytes, entry: Entry) -> bytes:
@@ -62,7 +62,7 @@ def file_key(catalog: Catalog | None, path: bytes, entry: Entry) -> bytes:
         entry.linkcount & 0xFFFFFFFF,
     )
     parts: list[bytes] = [b"f", fields, entry.target, entry.hash.digest if entry.hash is not None else b""]
-    if catalog is not None and entry.flags & Flag.CHUNKED:
+    if catalog is not None and entry.has(Flag.CHUNKED):
         parts += [chunk.hash.digest for chunk in catalog.chunks(path, entry.algorithm)]
     for name in sorted(entry.xattrs):
         parts += [name, entry.xattrs[name]]

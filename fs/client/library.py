@@ -256,7 +256,7 @@ class OpenRepository:
         if not found.entry.is_directory:
             raise _os_error(errno.ENOTDIR, path)
         children = await self._repository.catalogs.listing(found.inside, found.path)
-        shown = sorted((one for one in children if not one.entry.flags & Flag.HIDDEN), key=lambda one: one.entry.name)
+        shown = sorted((one for one in children if not one.entry.has(Flag.HIDDEN)), key=lambda one: one.entry.name)
         return [await self._status(one) for one in shown]
 
     async def _placed(self, path: AnyPath) -> Placed:

@@ -181,13 +181,13 @@ class MagicAttributes:
         return b"none" if found.entry.compression is Compression.NONE else b"zlib"
 
     async def _direct_io(self, found: Found) -> bytes:
-        return b"1" if found.entry.flags & Flag.DIRECT_IO else b"0"
+        return b"1" if found.entry.has(Flag.DIRECT_IO) else b"0"
 
     async def _is_external(self, found: Found) -> bytes:
-        return b"1" if found.entry.flags & Flag.EXTERNAL else b"0"
+        return b"1" if found.entry.has(Flag.EXTERNAL) else b"0"
 
     async def _external_url(self, found: Found) -> bytes | None:
-        if not found.entry.flags & Flag.EXTERNAL:
+        if not found.entry.has(Flag.EXTERNAL):
             return None
         placed = await self._repository.content(found.home, found.path, found.entry)
         return f"{self._external_host()}{placed.external}".encode()

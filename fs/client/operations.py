@@ -250,7 +250,7 @@ class Operations:
         found = await self.repository.catalogs.small_listing(folder.inside, real_path(path), most=most)
         if found is None:
             return None
-        shown = [one for one in found if not one.entry.flags & Flag.HIDDEN]
+        shown = [one for one in found if not one.entry.has(Flag.HIDDEN)]
         if real_path(path) != path:
             return [replace(one, path=path + b"/" + one.entry.name) for one in shown]
         return shown
@@ -301,7 +301,7 @@ class Operations:
         if not node.found.entry.is_regular:
             raise FileError(errno.EISDIR if node.found.entry.is_directory else errno.ENXIO)
         await self.content(node)
-        return bool(node.found.entry.flags & Flag.DIRECT_IO)
+        return node.found.entry.has(Flag.DIRECT_IO)
 
     async def content(self, node: Node) -> Placed:
         """Where the bytes of *node* are. Raises CatalogError and what getting the catalog raises."""

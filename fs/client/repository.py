@@ -310,7 +310,7 @@ class Repository:
         """As ``content``. Raises NeedsCatalog."""
         catalog = self.catalogs.get_now(home)
         content = catalog.content(path, entry)
-        if not entry.flags & Flag.EXTERNAL:
+        if not entry.has(Flag.EXTERNAL):
             return Placed(content)
         # below a bind mount point the file lies where it lay in its own revision
         return Placed(content, quote_from_bytes(catalog.inner(path)))

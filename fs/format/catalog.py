@@ -209,7 +209,7 @@ class Catalog:
         Raises:
             CatalogError: it has neither a hash nor chunks, or its chunks do not cover it.
         """
-        if not entry.flags & Flag.CHUNKED:
+        if not entry.has(Flag.CHUNKED):
             if entry.hash is None:
                 raise CatalogError(f"{path!r} has no content hash")
             return Content(entry.size, entry.hash, (), entry.compression)

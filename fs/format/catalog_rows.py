@@ -94,7 +94,7 @@ def entry_row(path: bytes, entry: Entry) -> Row:
     The type bits follow from the mode; a hash algorithm and a compression are written for regular files only.
     """
     flags = int(entry.flags | type_flags(entry.mode))
-    if entry.hash is not None or entry.flags & Flag.CHUNKED:
+    if entry.hash is not None or entry.has(Flag.CHUNKED):
         flags |= entry.algorithm.flag_number << _HASH_SHIFT
     if entry.is_regular:
         flags |= entry.compression.value << _COMPRESSION_SHIFT

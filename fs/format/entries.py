@@ -62,6 +62,10 @@ class Entry:
     flags: Flag = NO_FLAGS
     rowid: int = 0
 
+    def has(self, flag: Flag) -> bool:
+        """True if *flag* is set. Not by ``&``, which makes a new Flag and takes ten times as long."""
+        return int.__and__(self.flags, flag) != 0
+
     @property
     def is_directory(self) -> bool:
         """True for directories, nested and bind mount points included."""
@@ -152,11 +156,11 @@ def count_entry(counters: dict[str, int], entry: Entry, *, chunks: int = 0, sign
     else:
         counters["regular"] += sign
         counters["file_size"] += sign * entry.size
-        if entry.flags & Flag.CHUNKED:
+        if entry.has(Flag.CHUNKED):
             counters["chunked"] += sign
             counters["chunked_size"] += sign * entry.size
             counters["chunks"] += sign * chunks
-        if entry.flags & Flag.EXTERNAL:
+        if entry.has(Flag.EXTERNAL):
             counters["external"] += sign
             counters["external_file_size"] += sign * entry.size
 

@@ -21,6 +21,9 @@ class Algorithm(Enum):
     RMD160 = "-rmd160"
     SHAKE128 = "-shake128"
 
+    def __init__(self, tag: str) -> None:
+        self.tag = tag  # the value again: names are written very often, and ``value`` is slow
+
     @property
     def flag_number(self) -> int:
         """The number that catalogs store in bits 8 to 10 of an entry's flags."""
@@ -96,9 +99,9 @@ class Hash:
         return value
 
     def __str__(self) -> str:
-        return self.digest.hex() + self.algorithm.value
+        return self.digest.hex() + self.algorithm.tag
 
     def object_path(self, suffix: Suffix = Suffix.PLAIN) -> str:
         """Path of the object below the repository's root: ``data/<2 digits>/<rest><algorithm><letter>``."""
         digits = self.digest.hex()
-        return f"data/{digits[:2]}/{digits[2:]}{self.algorithm.value}{suffix.value}"
+        return f"data/{digits[:2]}/{digits[2:]}{self.algorithm.tag}{suffix.value}"

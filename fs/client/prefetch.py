@@ -248,6 +248,7 @@ class Prefetcher:
         return self._jobs[job]
 
     async def _work(self, reads: Sequence[Read], progress: Progress) -> None:
+        began = anyio.current_time()
         try:
             if self.mountpoint is None:
                 await self.fetch(reads, progress)
@@ -257,6 +258,7 @@ class Prefetcher:
         except Exception:  # noqa: BLE001  # the edge: a fault in here must not take the mount away
             _log.exception("prefetch_broken")
         finally:
+            progress.seconds = round(anyio.current_time() - began, 3)
             progress.is_done = True
         _log.info("prefetched", files=progress.files, objects=progress.fetched, failed=progress.failed)
 

@@ -42,7 +42,9 @@ class ProfiledLayers:
     def __init__(self, layers: LayerFilesystem, mountpoint: Path, form: RootForm) -> None:
         self._layers = layers
         self._mountpoint = mountpoint
-        self._profiles = (IMAGE_PROFILE, PROFILE) if form is RootForm.EROFS else (PROFILE,)
+        is_image = form is RootForm.EROFS
+        self._profiles = (IMAGE_PROFILE, PROFILE) if is_image else (PROFILE,)
+        self._through = "content" if is_image else "files"  # where containers look for what is in files
         self._hinted: dict[LayerSource, float] = {}
         self._waiting: queue.Queue[LayerSource] = queue.Queue(_MOST_WAITING)
         self._thread: threading.Thread | None = None
@@ -107,5 +109,6 @@ class ProfiledLayers:
         if mounted is None:
             return
         socket = control_socket(self._mountpoint, mounted.uid)
-        job = ask(socket, {"command": "prefetch", "profile": str(profile)}, timeout_s=_TIMEOUT_S)
+        request = {"command": "prefetch", "profile": str(profile), "through": self._through}
+        job = ask(socket, request, timeout_s=_TIMEOUT_S)
         _log.info("start_profile_fetched", source=str(source), **job)

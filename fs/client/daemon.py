@@ -23,6 +23,7 @@ from fs.client.bundles import Bundles
 from fs.client.cache import ObjectCache
 from fs.client.catalogs import Catalogs
 from fs.client.chain import Anchor
+from fs.client.content_view import VIEW
 from fs.client.control import Handler, serve_control
 from fs.client.frontend import Kept, Session
 from fs.client.held import hold
@@ -506,12 +507,13 @@ class Control:
         return profile_document(self._repository.name, self._repository.revision.number, reads)
 
     async def _prefetch(self, request: Mapping[str, Any]) -> dict[str, object]:
-        """Begin to fetch paths, or what a profile in a file of this machine names."""
+        """Begin to fetch paths, or what a profile in a file of this machine names; who reads ``through`` what view."""
         if "profile" in request:
             reads = await anyio.to_thread.run_sync(read_profile, Path(str(request["profile"])))
         else:
             reads = parse_profile("\n".join(map(str, request.get("paths", []))).encode("utf-8", "surrogateescape"))
-        return {"job": self._operations.prefetcher.start(reads)}
+        view = VIEW if request.get("through") == "content" else b""
+        return {"job": self._operations.prefetcher.start(reads, view)}
 
     async def _prefetch_progress(self, request: Mapping[str, Any]) -> dict[str, object]:
         return asdict(self._operations.prefetcher.progress(int(request["job"])))

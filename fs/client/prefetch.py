@@ -5,6 +5,7 @@ are named themselves, as profiles do, the kernel is told too (see warming).
 """
 
 import itertools
+import os
 from collections import OrderedDict, defaultdict, deque
 from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager, nullcontext
@@ -230,15 +231,18 @@ class Prefetcher:
             except (FsError, CacheFullError) as error:
                 _log.debug("read_ahead_failed", object=str(ref.hash), reason=str(error))
 
-    def start(self, reads: Sequence[Read]) -> int:
-        """Begin to fetch what *reads* names, directories with everything below; gives the job's number."""
+    def start(self, reads: Sequence[Read], view: bytes = b"") -> int:
+        """Begin to fetch what *reads* names, directories with everything below; gives the job's number.
+
+        Files will be looked for in the directory *view*, which shows the repository too (see content_view).
+        """
         if self._group is None:
             raise AbsentError("this mount is ending")
         number = next(self._numbers)
         progress = self._jobs[number] = Progress()
         while len(self._jobs) > _MOST_JOBS:
             self._jobs.popitem(last=False)
-        self._group.start_soon(self._work, reads, progress)
+        self._group.start_soon(self._work, reads, view, progress)
         return number
 
     def progress(self, job: int) -> Progress:
@@ -247,13 +251,13 @@ class Prefetcher:
             raise AbsentError(f"there is no prefetch number {job}")
         return self._jobs[job]
 
-    async def _work(self, reads: Sequence[Read], progress: Progress) -> None:
+    async def _work(self, reads: Sequence[Read], view: bytes, progress: Progress) -> None:
         began = anyio.current_time()
         try:
             if self.mountpoint is None:
                 await self.fetch(reads, progress)
             else:
-                async with warming(self.mountpoint, reads) as warmed:
+                async with warming(self.mountpoint / os.fsdecode(view).lstrip("/"), reads) as warmed:
                     await self.fetch(reads, progress, warmed)
         except Exception:  # noqa: BLE001  # the edge: a fault in here must not take the mount away
             _log.exception("prefetch_broken")

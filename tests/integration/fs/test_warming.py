@@ -13,8 +13,11 @@ import pytest
 import trio
 
 from fs.client import warming as warming_module
+from fs.client.control import ask
+from fs.client.mountpoints import control_socket
 from fs.client.profile import Read
 from fs.client.warming import Warming, warming
+from fs.publish.operations import MakeDirectory
 from tests.support.flaky_origin import FlakyOrigin, flaky_origin
 from tests.support.mounts import TestMount, mounted, unpackd
 from tests.support.processes import wait_until
@@ -71,6 +74,27 @@ def test_the_kernel_knows_what_a_profile_names(
             os.kill(daemon, signal.SIGCONT)
         contents = [f"content {number}" for number in range(FILES)]
         assert done.stdout == ("".join(contents) if frontend == "wire" else "".join(f"{len(c)}\n" for c in contents))
+
+
+@pytest.mark.root
+def test_who_reads_through_the_content_view_finds_the_files_there(
+    published: Published, origin: FlakyOrigin, profile: Path, tmp_path: Path
+) -> None:
+    published.commit(MakeDirectory(b"/.unpackd", nested=True))
+    with mounted(published.name, [origin.url], published.public_key, tmp_path, "--frontend", "wire") as mount:
+        socket = control_socket(mount.path, os.geteuid())
+        job = ask(socket, {"command": "prefetch", "profile": str(profile), "through": "content"})["job"]
+        progress = {"command": "prefetch_progress", "job": job}
+        wait_until(lambda: ask(socket, progress)["is_done"], "fetching")
+        wait_until(lambda: _figure(mount, "opened_files") >= FILES, "the kernel reads them")
+        daemon = _figure(mount, "pid")
+        os.kill(daemon, signal.SIGSTOP)
+        try:
+            file = mount.path / ".unpackd/content/deep/f7"
+            done = subprocess.run(["cat", file], capture_output=True, timeout=20, check=True)
+        finally:
+            os.kill(daemon, signal.SIGCONT)
+        assert done.stdout == b"content 7"
 
 
 @pytest.mark.root

@@ -3,6 +3,7 @@
 import os
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,6 +25,16 @@ from tests.support.processes import wait_until
 from tests.support.published import Published, publish
 
 FILES = 40
+
+WATCHED = """
+import os, runpy, sys
+def seen(event, arguments):
+    if event == "open" and isinstance(arguments[0], (bytes, str)) and not str(arguments[0]).endswith((".py", ".pyc")):
+        os.write(2, os.fsencode(arguments[0]) + b"\\n")
+program = sys.argv.pop()
+sys.addaudithook(seen)
+runpy.run_path(program, run_name="__main__")
+"""
 
 
 @pytest.fixture
@@ -184,3 +195,36 @@ def _helpers(mountpoint: Path) -> list[str]:
             except OSError:
                 continue
     return found
+
+
+def test_links_are_not_followed_and_only_files_are_opened(tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    (root / "real/inner").mkdir(parents=True)
+    (root / "real/file").write_bytes(b"x")
+    os.mkfifo(root / "real/pipe")
+    (root / "linked").symlink_to("/")
+    (root / "real/link").symlink_to("/etc/passwd")
+    listed = [b"", b"/real", b"/linked", b"/real/inner"]
+    read = [b"/real/file", b"/linked/etc/passwd", b"/real/link", b"/real/pipe", b"/absent/file", b"/real/inner"]
+    records = [*(b"l" + path for path in listed), *(b"r" + path for path in read)]
+    program = warming_module.__file__.replace("warming.py", "warm_kernel.py")
+    done = subprocess.run(
+        [sys.executable, "-c", WATCHED, root, program],
+        input=b"\0".join(records) + b"\0",
+        capture_output=True,
+        timeout=20,
+        check=True,
+    )
+    opened = done.stderr.decode().split()
+    at = str(root)
+    assert opened == [
+        *(at, "."),
+        *(at, "real", "."),
+        *(at, "linked"),
+        *(at, "real", "inner", "."),
+        *(at, "real", "file"),
+        *(at, "linked"),
+        *(at, "real"),
+        *(at, "absent"),
+        *(at, "real"),
+    ]

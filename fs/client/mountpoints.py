@@ -6,8 +6,10 @@ import fcntl
 import hashlib
 import os
 import re
+import select
 import socket
 import stat
+import struct
 import subprocess
 import time
 from dataclasses import dataclass
@@ -26,6 +28,7 @@ _UNMOUNT_TIMEOUT_S = 60.0
 _BUSY_ATTEMPTS = 5
 _BUSY_PAUSE_S = 0.1
 _END_TIMEOUT_S = 10.0
+_CREDENTIALS = struct.Struct("3i")  # process, user, group
 _USER_ID = re.compile(r"user_id=(\d+)")
 
 
@@ -172,6 +175,35 @@ def unmount(mountpoint: Path, *, is_lazy: bool) -> Mount:
         command = ["umount", *(["-l"] if is_lazy else []), "--", str(mountpoint)]
     else:
         command = ["fusermount3", "-u", *(["-z"] if is_lazy else []), "--", str(mountpoint)]
+    daemon = None if is_lazy else _process_of_daemon(mounted)
+    try:
+        _unmount_now(command, mountpoint)
+        if daemon is not None:
+            select.select((daemon,), (), (), _END_TIMEOUT_S)
+    finally:
+        if daemon is not None:
+            os.close(daemon)
+    if not is_served(mounted):
+        control_socket(mountpoint, mounted.uid).unlink(missing_ok=True)  # a daemon that was killed left it
+    return mounted
+
+
+def _process_of_daemon(mounted: Mount) -> int | None:
+    """A descriptor that can be read when the daemon of *mounted* has ended; None if there is none, or it is hidden."""
+    with socket.socket(socket.AF_UNIX) as probe:
+        probe.settimeout(1)
+        try:
+            probe.connect(str(control_socket(mounted.mountpoint, mounted.uid)))
+            process, _, _ = _CREDENTIALS.unpack(
+                probe.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+            )
+            return os.pidfd_open(process) if process > 0 else None
+        except OSError:
+            return None
+
+
+def _unmount_now(command: list[str], mountpoint: Path) -> None:
+    """Raises LockedError, MountError."""
     done = _run(command, mountpoint)
     for _ in range(_BUSY_ATTEMPTS):
         if done.returncode == 0 or "busy" not in done.stderr:
@@ -182,12 +214,6 @@ def unmount(mountpoint: Path, *, is_lazy: bool) -> Mount:
         if "busy" in done.stderr:
             raise LockedError(f"{mountpoint} is in use; stop what uses it (fuser -vm {mountpoint}), or say --lazy")
         raise MountError(f"{mountpoint} could not be unmounted: {done.stderr.strip()}")
-    deadline = time.monotonic() + (0 if is_lazy else _END_TIMEOUT_S)
-    while is_served(mounted) and time.monotonic() < deadline:
-        time.sleep(0.02)
-    if not is_served(mounted):
-        control_socket(mountpoint, mounted.uid).unlink(missing_ok=True)  # a daemon that was killed left it
-    return mounted
 
 
 def _run(command: list[str], mountpoint: Path) -> subprocess.CompletedProcess[str]:

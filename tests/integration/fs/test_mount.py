@@ -6,6 +6,7 @@ import json
 import os
 import platform
 import shlex
+import shutil
 import signal
 import stat
 import subprocess
@@ -20,7 +21,7 @@ from fs.format.tree import Node
 from fs.publish.operations import Graft, MakeDirectory, Remove
 from tests.support.flaky_origin import flaky_origin, flipped
 from tests.support.mounts import UNPACKD, mounted, unpackd
-from tests.support.processes import free_port, listens, require_tool, running, unmount_below, wait_until
+from tests.support.processes import free_port, has_ended, listens, require_tool, running, unmount_below, wait_until
 from tests.support.published import Published, publish
 
 pytestmark = pytest.mark.root
@@ -188,6 +189,17 @@ def test_magic_attributes_answer_and_are_not_listed(published: Published, work: 
         assert os.listxattr(mount.path) == []
         with pytest.raises(OSError, match="No data"):
             os.getxattr(mount.path, "user.none")
+
+
+def test_the_daemon_has_ended_when_umount_returns(published: Published, work: Path) -> None:
+    with mounted(published.name, [_url(published)], published.public_key, work) as mount:
+        daemon = mount.control("status")["pid"]
+        for path in mount.path.rglob("*"):
+            if path.is_file():
+                path.read_bytes()  # small ones are still on their way to the disk
+        assert unpackd("umount", mount.path).returncode == 0
+        assert has_ended(daemon)
+        shutil.rmtree(work / "cache")
 
 
 def test_umount_of_a_busy_mount_is_refused_and_lazily_done(published: Published, work: Path) -> None:
